@@ -1,0 +1,87 @@
+//! What can go wrong, in the domain's words. `grpc::status` maps each to its code and reason.
+
+use thiserror::Error;
+
+/// One field of a request that is missing or wrong.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FieldViolation {
+    /// The path of the field, as in `targets[3].user_id`.
+    pub field: String,
+    /// What is wrong with it. Never carries the value itself.
+    pub description: String,
+}
+
+impl FieldViolation {
+    /// `field` breaks the rule that `description` states.
+    pub fn new(field: impl Into<String>, description: impl Into<String>) -> Self {
+        Self { field: field.into(), description: description.into() }
+    }
+}
+
+/// Why a call failed. Every variant is an `ErrorReason` of the contract.
+#[derive(Debug, Error)]
+pub enum Error {
+    /// Fields are missing or wrong.
+    #[error("{} field(s) are missing or wrong", .0.len())]
+    InvalidArgument(Vec<FieldViolation>),
+    /// More items than one call may carry.
+    #[error("{field} holds more than {limit} items")]
+    BatchTooLarge {
+        /// The path of the field.
+        field: &'static str,
+        /// How many it may hold.
+        limit: usize,
+    },
+    /// No bearer token.
+    #[error("no bearer token in the authorization metadata")]
+    TokenMissing,
+    /// A token that does not verify, or lacks a claim.
+    #[error("the token is not valid: {0}")]
+    TokenInvalid(&'static str),
+    /// A token past its `exp`.
+    #[error("the token has expired")]
+    TokenExpired,
+    /// A token without the scope that the call needs.
+    #[error("the token lacks the scope {0}")]
+    ScopeMissing(&'static str),
+    /// No such reservation of this caller.
+    #[error("no such reservation of this caller")]
+    ReservationUnknown,
+    /// The `request_id` stands for another group or cipher suite.
+    #[error("the request_id is in use for the same pool with another group or cipher suite")]
+    RequestIdReused,
+    /// No package is left, or there is no such user or client.
+    #[error("no KeyPackage is left")]
+    PoolExhausted,
+    /// No package of the cipher suite with the capabilities.
+    #[error("no KeyPackage of this cipher suite with these capabilities")]
+    NoCompatibleKeyPackage,
+    /// The reservation lapsed and its package is gone or someone else's.
+    #[error("the reservation lapsed, and its KeyPackage is gone or someone else's")]
+    ReservationLost,
+    /// The reservation was released, or was spent, before.
+    #[error("the reservation is not held any more")]
+    ReservationNotHeld,
+    /// The reservation was made for another group.
+    #[error("the reservation was made for another group")]
+    GroupMismatch,
+    /// The server has more to do than it can; it did nothing for this call.
+    #[error("the server is overloaded")]
+    Overloaded,
+    /// The database cannot be reached.
+    #[error("the database cannot be reached")]
+    StoreUnavailable(#[source] anyhow::Error),
+    /// This replica is shutting down.
+    #[error("this replica is shutting down")]
+    ShuttingDown,
+    /// A fault of keypool itself.
+    #[error("internal error")]
+    Internal(#[source] anyhow::Error),
+}
+
+impl Error {
+    /// One field that is missing or wrong.
+    pub fn field(field: impl Into<String>, description: impl Into<String>) -> Self {
+        Self::InvalidArgument(vec![FieldViolation::new(field, description)])
+    }
+}

@@ -1,0 +1,9 @@
+//! What keypool is about, in the terms of RFC 9420 and RFC 9750. Knows nothing of SQL, gRPC or
+//! the wall clock.
+
+pub mod clock;
+pub mod error;
+pub mod ids;
+pub mod policy;
+pub mod pool;
+pub mod reservation_id;

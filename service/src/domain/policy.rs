@@ -1,0 +1,74 @@
+//! The limits of a pool as values and pure functions. `config` fills them in.
+
+use time::Duration;
+
+use super::pool::{CipherSuiteStatus, Health, SuiteCounts};
+
+/// What becomes of a package whose reservation lapsed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LapsePolicy {
+    /// It goes back to the pool, to be issued after those that were never issued.
+    Return,
+    /// It is burned: never issued again, but a late Spend is still recorded.
+    Burn,
+}
+
+/// The limits of every pool.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PoolPolicy {
+    /// At this many available packages of a cipher suite, or fewer, the pool is low.
+    pub low_watermark: u32,
+    /// How many available packages of a cipher suite to aim for.
+    pub target: u32,
+    /// At most this many live packages of a cipher suite are kept.
+    pub hard_cap: u32,
+    /// A package with less lifetime left is not issued.
+    pub min_remaining_lifetime: Duration,
+    /// How long a reservation lives when the request does not say.
+    pub default_ttl: Duration,
+    /// The longest a reservation may live.
+    pub max_ttl: Duration,
+    /// What becomes of a package whose reservation lapsed.
+    pub lapse: LapsePolicy,
+    /// A recommended upload is spread over this time.
+    pub refill_spread: Duration,
+}
+
+impl Default for PoolPolicy {
+    fn default() -> Self {
+        Self {
+            low_watermark: 8,
+            target: 32,
+            hard_cap: 64,
+            min_remaining_lifetime: Duration::hours(1),
+            default_ttl: Duration::seconds(60),
+            max_ttl: Duration::minutes(10),
+            lapse: LapsePolicy::Return,
+            refill_spread: Duration::minutes(5),
+        }
+    }
+}
+
+impl PoolPolicy {
+    /// How long a reservation lives for which `wanted` was asked.
+    pub fn ttl(&self, wanted: Option<Duration>) -> Duration {
+        wanted.unwrap_or(self.default_ttl).min(self.max_ttl)
+    }
+
+    /// How a cipher suite with these many available packages stands.
+    pub fn suite_health(&self, available: u32) -> Health {
+        match available {
+            0 => Health::Exhausted,
+            few if few <= self.low_watermark => Health::Low,
+            _ => Health::Healthy,
+        }
+    }
+
+    /// What the owner should do about one cipher suite: fill up to the target once anything is
+    /// missing, without going over the hard cap.
+    pub fn advise(&self, counts: SuiteCounts) -> CipherSuiteStatus {
+        let missing = self.target.saturating_sub(counts.available);
+        let room = self.hard_cap.saturating_sub(counts.available.saturating_add(counts.reserved));
+        CipherSuiteStatus { recommended_upload: missing.min(room), counts }
+    }
+}

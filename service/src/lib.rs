@@ -1,0 +1,3 @@
+//! The keypool server. `ARCHITECTURE.md` says where things live and who may know whom.
+
+pub mod domain;

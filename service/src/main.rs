@@ -1,0 +1,3 @@
+//! The `keypool` command.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! What keypool's own tests share.
