@@ -1,1 +1,3 @@
 //! What keypool's own tests share.
+
+pub mod database;

@@ -1,0 +1,302 @@
+//! Databases for tests: one server a run, a fresh database a test.
+//!
+//! The server is the one that `KEYPOOL_TEST_POSTGRES` names (a URL of a superuser's database;
+//! `script/test` sets it), or else one that this process starts on first use and that ends with
+//! the process.
+
+#![allow(clippy::expect_used)] // A test helper fails as a test does.
+
+use std::{
+    env,
+    fs::{self, DirBuilder, File, Permissions},
+    future::Future,
+    hash::{DefaultHasher, Hash as _, Hasher as _},
+    io,
+    os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _},
+    path::{Path, PathBuf},
+    sync::LazyLock,
+    thread,
+};
+
+use keypool_service::dev::{EmbeddedPostgres, PostgresOptions};
+use sqlx::{
+    AssertSqlSafe, ConnectOptions as _, Connection as _, Executor as _, PgPool,
+    migrate::Migrator,
+    postgres::{PgConnectOptions, PgPoolOptions},
+};
+use tempfile::TempDir;
+
+/// The environment variable with the URL of the server to use.
+pub const SERVER_VARIABLE: &str = "KEYPOOL_TEST_POSTGRES";
+
+/// The advisory lock under which a template is made: "keypool" in ASCII.
+const TEMPLATE_LOCK: i64 = 0x006b_6579_706f_6f6c;
+
+/// The mode of folders above a server's own: when root runs the tests, another user runs Postgres.
+const PASSABLE: u32 = 0o711;
+
+/// A database of one test's own, dropped with this value.
+#[derive(Debug)]
+pub struct TestDatabase {
+    /// Connections to the database, opened as needed.
+    pub pool: PgPool,
+    url: String,
+    name: String,
+}
+
+impl TestDatabase {
+    /// An empty database.
+    ///
+    /// # Panics
+    /// There is no server, or it does not do as told.
+    pub async fn create() -> Self {
+        Self::copy_of("template1").await
+    }
+
+    /// A database with these migrations applied. They run once a server: the result is kept as a
+    /// template and copied.
+    ///
+    /// # Panics
+    /// There is no server, a migration fails, or the server does not do as told.
+    pub async fn migrated(migrator: &Migrator) -> Self {
+        Self::copy_of(&template(migrator).await).await
+    }
+
+    /// The database's URL, for servers under test and for tools.
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
+    async fn copy_of(template: &str) -> Self {
+        let name = format!("keypool_test_{}", uuid::Uuid::new_v4().simple());
+        administrate(format!(r#"CREATE DATABASE "{name}" TEMPLATE "{template}""#)).await;
+        let options = server_options().database(&name);
+        let url = options.to_url_lossy().to_string();
+        let pool = PgPoolOptions::new().min_connections(0).connect_lazy_with(options);
+        Self { pool, url, name }
+    }
+}
+
+impl Drop for TestDatabase {
+    /// Drops the database, whoever is still connected: a run of many tests needs the space.
+    fn drop(&mut self) {
+        let statement = format!(r#"DROP DATABASE IF EXISTS "{}" WITH (FORCE)"#, self.name);
+        let dropped = thread::spawn(move || {
+            block_on(async {
+                let mut connection = server_options().connect().await?;
+                connection.execute(AssertSqlSafe(statement)).await?;
+                connection.close().await
+            })
+        })
+        .join();
+        // A failure is no failure of the test; the server and all it holds is gone after the run.
+        if !matches!(dropped, Ok(Ok(()))) {
+            eprintln!("database {} could not be dropped: {dropped:?}", self.name);
+        }
+    }
+}
+
+/// The template with these migrations applied, made when it is missing.
+async fn template(migrator: &Migrator) -> String {
+    let mut hasher = DefaultHasher::new();
+    for migration in migrator.iter() {
+        migration.checksum.hash(&mut hasher);
+    }
+    let name = format!("keypool_template_{:016x}", hasher.finish());
+
+    // One connection for all of it: the lock lives as long as it does.
+    let mut connection = server_options().connect().await.expect("connecting to the test server");
+    sqlx::query("SELECT pg_advisory_lock($1)")
+        .bind(TEMPLATE_LOCK)
+        .execute(&mut connection)
+        .await
+        .expect("locking the template");
+    let exists: bool =
+        sqlx::query_scalar("SELECT EXISTS (SELECT FROM pg_database WHERE datname = $1)")
+            .bind(&name)
+            .fetch_one(&mut connection)
+            .await
+            .expect("looking for the template");
+    if !exists {
+        // Whole or absent: it gets its name once every migration has run.
+        let unfinished = format!("{name}_new");
+        for statement in [
+            format!(r#"DROP DATABASE IF EXISTS "{unfinished}" WITH (FORCE)"#),
+            format!(r#"CREATE DATABASE "{unfinished}""#),
+        ] {
+            connection.execute(AssertSqlSafe(statement)).await.expect("creating the template");
+        }
+        let mut target = server_options()
+            .database(&unfinished)
+            .connect()
+            .await
+            .expect("connecting to the template");
+        migrator.run(&mut target).await.expect("migrating the template");
+        target.close().await.expect("leaving the template");
+        let rename = format!(r#"ALTER DATABASE "{unfinished}" RENAME TO "{name}""#);
+        connection.execute(AssertSqlSafe(rename)).await.expect("naming the template");
+    }
+    connection.close().await.expect("unlocking the template");
+    name
+}
+
+async fn administrate(statement: String) {
+    let mut connection = server_options().connect().await.expect("connecting to the test server");
+    connection.execute(AssertSqlSafe(statement)).await.expect("administrating the test server");
+    connection.close().await.expect("leaving the test server");
+}
+
+/// The superuser's database on the server of this run.
+fn server_options() -> PgConnectOptions {
+    static SERVER: LazyLock<(PgConnectOptions, Option<TestServer>)> = LazyLock::new(|| {
+        let (url, server) = match env::var(SERVER_VARIABLE) {
+            Ok(url) => (url, None),
+            Err(_) => {
+                let server = thread::spawn(|| block_on(TestServer::start())).join();
+                let server = server.expect("a test server").expect("a test server");
+                (server.url().to_owned(), Some(server))
+            }
+        };
+        (url.parse().expect("the URL of the test server"), server)
+    });
+    SERVER.0.clone()
+}
+
+/// A Postgres for one test run: many connections, and quick because a power failure may take it.
+#[derive(Debug)]
+pub struct TestServer {
+    postgres: EmbeddedPostgres,
+    _dir: TempDir,
+}
+
+impl TestServer {
+    /// Starts the server in a temporary folder, and removes the folders that earlier runs left
+    /// because they were killed.
+    ///
+    /// # Errors
+    /// As [`EmbeddedPostgres::start`]; or the temporary folder cannot be written.
+    pub async fn start() -> anyhow::Result<Self> {
+        // Held until the server has its own lock, so that nobody takes its folder for a leftover.
+        let servers = servers_dir()?;
+        let in_turn = servers.clone();
+        let _starting = tokio::task::spawn_blocking(move || clear_leftovers(&in_turn)).await??;
+        let dir = tempfile::Builder::new()
+            .permissions(Permissions::from_mode(PASSABLE))
+            .tempdir_in(servers)?;
+        let options = PostgresOptions::default()
+            .set("fsync", "off")
+            .set("synchronous_commit", "off")
+            .set("full_page_writes", "off")
+            .set("max_connections", "200");
+        let postgres = EmbeddedPostgres::start(dir.path(), options).await?;
+        Ok(Self { postgres, _dir: dir })
+    }
+
+    /// The URL of the superuser's database.
+    pub fn url(&self) -> &str {
+        self.postgres.url()
+    }
+
+    /// Stops the server and removes its folder.
+    ///
+    /// # Errors
+    /// As [`EmbeddedPostgres::stop`].
+    pub async fn stop(self) -> anyhow::Result<()> {
+        self.postgres.stop().await
+    }
+}
+
+/// The folder of this user's test servers. It has a well-known name in a folder that everyone may
+/// write to, so it must be this user's own.
+fn servers_dir() -> anyhow::Result<PathBuf> {
+    let user = fs::metadata("/proc/self")?.uid();
+    let dir = env::temp_dir().join(format!("keypool-tests-{user}"));
+    match DirBuilder::new().mode(PASSABLE).create(&dir) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error.into()),
+        _ => {}
+    }
+    let found = fs::symlink_metadata(&dir)?;
+    anyhow::ensure!(found.is_dir() && found.uid() == user, "{} is someone else's", dir.display());
+    Ok(dir)
+}
+
+/// Removes the folders of servers that run no more. Returns the lock that keeps others from
+/// starting meanwhile.
+fn clear_leftovers(servers: &Path) -> anyhow::Result<File> {
+    let starting = File::create(servers.join("starting.lock"))?;
+    starting.lock()?;
+    for entry in fs::read_dir(servers)?.flatten() {
+        let lock = entry.path().join("postgres.lock");
+        if entry.path().is_dir() && !File::open(lock).is_ok_and(|lock| lock.try_lock().is_err()) {
+            fs::remove_dir_all(entry.path())?;
+        }
+    }
+    Ok(starting)
+}
+
+fn block_on<T>(future: impl Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .expect("a runtime of its own")
+        .block_on(future)
+}
+
+#[cfg(test)]
+mod tests {
+    use sqlx::PgConnection;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn every_test_has_a_database_of_its_own_and_it_goes_with_the_test() {
+        let first = TestDatabase::create().await;
+        let second = TestDatabase::create().await;
+        sqlx::query("CREATE TABLE mine (id int)").execute(&first.pool).await.unwrap();
+        let seen: Option<String> = sqlx::query_scalar("SELECT to_regclass('mine')::text")
+            .fetch_one(&second.pool)
+            .await
+            .unwrap();
+        assert_eq!(seen, None);
+
+        let gone = first.name.clone();
+        let mut still_connected = PgConnection::connect(first.url()).await.unwrap();
+        drop(first);
+        assert!(still_connected.ping().await.is_err());
+        let exists: bool =
+            sqlx::query_scalar("SELECT EXISTS (SELECT FROM pg_database WHERE datname = $1)")
+                .bind(gone)
+                .fetch_one(&second.pool)
+                .await
+                .unwrap();
+        assert!(!exists);
+    }
+
+    #[tokio::test]
+    async fn migrations_run_once_a_server_and_every_copy_has_their_result() {
+        let migrations = TempDir::new().unwrap();
+        // The time of the statement tells copies of one run from runs of their own.
+        fs::write(
+            migrations.path().join("0001_made.sql"),
+            format!(
+                "CREATE TABLE made AS SELECT clock_timestamp()::text AS at; -- {}",
+                uuid::Uuid::new_v4()
+            ),
+        )
+        .unwrap();
+        let migrator = Migrator::new(migrations.path()).await.unwrap();
+        let databases = tokio::join!(
+            TestDatabase::migrated(&migrator),
+            TestDatabase::migrated(&migrator),
+            TestDatabase::migrated(&migrator),
+        );
+        let mut made = Vec::new();
+        for database in [&databases.0, &databases.1, &databases.2] {
+            let at: String =
+                sqlx::query_scalar("SELECT at FROM made").fetch_one(&database.pool).await.unwrap();
+            made.push(at);
+        }
+        made.dedup();
+        assert_eq!(made.len(), 1);
+    }
+}
