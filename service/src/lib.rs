@@ -1,4 +1,9 @@
 //! The keypool server. `ARCHITECTURE.md` says where things live and who may know whom.
 
+pub mod check;
+pub mod config;
 pub mod dev;
 pub mod domain;
+pub mod grpc;
+pub mod telemetry;
+pub mod token;

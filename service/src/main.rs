@@ -1,3 +1,58 @@
-//! The `keypool` command.
+//! The `keypool` command: arguments, then configuration, then what was asked for.
 
-fn main() {}
+mod cli;
+
+use std::{
+    env,
+    io::{self, Write as _},
+    path::Path,
+    process::ExitCode,
+};
+
+use clap::Parser as _;
+use cli::{Cli, Command};
+use keypool_service::{
+    check,
+    config::Config,
+    domain::clock::{Clock as _, SystemClock},
+    token::SigningKey,
+};
+
+fn main() -> ExitCode {
+    match run(Cli::parse().command) {
+        Ok(code) => code,
+        Err(error) => {
+            // One line, with all its causes.
+            eprintln!("keypool: {}", format!("{error:#}").replace('\n', " "));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> anyhow::Result<ExitCode> {
+    match command {
+        Command::Check(args) => run_check(&args.config),
+        Command::Token(args) => {
+            let key = SigningKey::load(&args.key)?;
+            let token = key.mint(&args.into_request(), SystemClock.now())?;
+            writeln!(io::stdout(), "{token}")?;
+            Ok(ExitCode::SUCCESS)
+        }
+    }
+}
+
+fn run_check(path: &Path) -> anyhow::Result<ExitCode> {
+    let findings = match Config::load(path, env::vars_os()) {
+        Ok(config) => check::files(&config),
+        Err(error) => error.findings,
+    };
+    let mut out = io::stdout().lock();
+    for finding in &findings {
+        writeln!(out, "{finding}")?;
+    }
+    if findings.is_empty() {
+        writeln!(out, "{}: no problem found", path.display())?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    Ok(ExitCode::FAILURE)
+}

@@ -1,0 +1,109 @@
+//! The command line.
+
+use std::{path::PathBuf, time::Duration};
+
+use clap::{
+    Args, Parser, Subcommand,
+    builder::{PossibleValuesParser, TypedValueParser as _},
+};
+use keypool_service::{
+    domain::ids::{ClientId, ClientKey, UserId},
+    grpc::auth::Scope,
+    token::TokenRequest,
+};
+
+/// keypool hands out MLS KeyPackages (RFC 9420) over gRPC, each one once.
+#[derive(Debug, Parser)]
+#[command(
+    name = "keypool",
+    version,
+    arg_required_else_help = true,
+    after_help = "Exit codes: 0 done, 1 failed, with the reason on standard error, \
+                  2 the command line was wrong."
+)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Say what is wrong with a configuration, and with the files it names
+    ///
+    /// Prints one line for each problem and ends with 1, or says that there is none and ends
+    /// with 0. Changes nothing.
+    Check(ConfigArgs),
+    /// Make a token (JWT) for one client, signed with a private key
+    ///
+    /// For development, tests and operators: in production, tokens come from your identity
+    /// provider. The server accepts the token if the public half of the key is in `auth.keys`
+    /// of its configuration and the audience is its `auth.audience`.
+    Token(TokenArgs),
+}
+
+/// Where the configuration is.
+#[derive(Debug, Args)]
+pub(crate) struct ConfigArgs {
+    /// The configuration file (TOML); keypool.sample.toml shows every key
+    ///
+    /// A variable stands for a key and wins over the file: KEYPOOL_DATABASE__URL is
+    /// `url` of `[database]`.
+    #[arg(long, value_name = "FILE", env = "KEYPOOL_CONFIG", hide_env_values = true)]
+    pub(crate) config: PathBuf,
+}
+
+/// What the token is to say.
+#[derive(Debug, Args)]
+pub(crate) struct TokenArgs {
+    /// The user that the client belongs to (claim `sub`)
+    #[arg(long, value_name = "USER", value_parser = |id: &str| UserId::parse(id))]
+    user: UserId,
+    /// The client, one device of the user (claim `client_id`)
+    #[arg(long, value_name = "CLIENT", value_parser = |id: &str| ClientId::parse(id))]
+    client: ClientId,
+    /// What the token allows; may be given several times
+    ///
+    /// keypool.publish: upload KeyPackages and look after one's own pool.
+    /// keypool.reserve: reserve and spend the KeyPackages of others.
+    /// keypool.audit: read the events of every pool.
+    #[arg(
+        verbatim_doc_comment,
+        long = "scope",
+        value_name = "SCOPE",
+        default_values_t = [Scope::Publish, Scope::Reserve],
+        value_parser = PossibleValuesParser::new(Scope::ALL.map(Scope::as_str))
+            .try_map(|name| Scope::from_name(&name).ok_or("unknown scope")),
+    )]
+    scopes: Vec<Scope>,
+    /// How long the token is valid, as in 90s, 1h or 30d
+    #[arg(long, value_name = "TIME", default_value = "1h", value_parser = humantime::parse_duration)]
+    ttl: Duration,
+    /// The service it is for, as in `auth.audience` of the server (claim `aud`)
+    #[arg(long, value_name = "NAME", default_value = "keypool")]
+    audience: String,
+    /// Who issues it, if `auth.issuer` of the server asks for that (claim `iss`)
+    #[arg(long, value_name = "NAME")]
+    issuer: Option<String>,
+    /// The name of the key in the server's JWKS file (header `kid`)
+    #[arg(long, value_name = "ID")]
+    kid: Option<String>,
+    /// The private key: a PKCS#8 PEM file, Ed25519, P-256 or RSA
+    ///
+    /// `openssl genpkey -algorithm ed25519 -out key.pem` makes one, and
+    /// `openssl pkey -in key.pem -pubout -out key.pub.pem` its public half.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) key: PathBuf,
+}
+
+impl TokenArgs {
+    pub(crate) fn into_request(self) -> TokenRequest {
+        TokenRequest {
+            key: ClientKey { user: self.user, client: self.client },
+            scopes: self.scopes,
+            ttl: self.ttl,
+            audience: self.audience,
+            issuer: self.issuer,
+            key_id: self.kid,
+        }
+    }
+}

@@ -1,0 +1,166 @@
+//! `[auth]`, `[sweeper]`, `[server]` and `[log]`.
+
+use std::{path::PathBuf, time::Duration};
+
+use tracing_subscriber::EnvFilter;
+
+use super::source::{DAY, HOUR, MILLISECOND, MINUTE, SECOND, Source, YEAR};
+
+/// `[auth]`: whose tokens are accepted.
+#[derive(Debug, Clone, PartialEq)]
+pub struct AuthSection {
+    /// `keys`: files with public keys, PEM or JWKS; a JWKS file starts with `{`. Required.
+    pub keys: Vec<PathBuf>,
+    /// `audience`: what the `aud` of a token must name. Required.
+    pub audience: String,
+    /// `issuer`: what the `iss` of a token must be. Not checked by default.
+    pub issuer: Option<String>,
+    /// `leeway`: how far the issuer's clock and this one may differ. Default 30s.
+    pub leeway: Duration,
+}
+
+impl AuthSection {
+    pub(super) fn read(source: &mut Source) -> Option<Self> {
+        for (key, what) in [
+            ("auth.keys", "is required: a list of files with the public keys of tokens"),
+            ("auth.audience", "is required: what the `aud` of a token must name"),
+        ] {
+            if !source.is_given(key) {
+                source.report(key, what);
+            }
+        }
+        let keys = source.read("auth.keys", |given| {
+            let paths = given.list()?.into_iter().map(|path| path.text().map(PathBuf::from));
+            let paths = paths.collect::<Result<Vec<PathBuf>, String>>()?;
+            if paths.is_empty() { Err("must name at least one file".into()) } else { Ok(paths) }
+        });
+        let audience = source.read("auth.audience", |given| given.text());
+        let issuer = source.read("auth.issuer", |given| given.text());
+        let leeway = source.duration("auth.leeway", 30 * SECOND, Duration::ZERO..=5 * MINUTE);
+        Some(Self { keys: keys?, audience: audience?, issuer, leeway })
+    }
+}
+
+/// `[sweeper]`: the background work that reclaims lapsed reservations and drops what is over.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SweeperSection {
+    /// `interval`: between two rounds. Default 10s.
+    pub interval: Duration,
+    /// `batch`: rows that one statement takes at most. Default 500.
+    pub batch: u32,
+    /// `tombstone_retention`: how long a spent package is remembered past its `not_after`.
+    /// Default 24h.
+    pub tombstone_retention: Duration,
+}
+
+impl Default for SweeperSection {
+    fn default() -> Self {
+        Self { interval: 10 * SECOND, batch: 500, tombstone_retention: DAY }
+    }
+}
+
+impl SweeperSection {
+    pub(super) fn read(source: &mut Source) -> Self {
+        let default = Self::default();
+        Self {
+            interval: source.duration("sweeper.interval", default.interval, SECOND..=HOUR),
+            batch: source.number("sweeper.batch", default.batch, 1..=10_000),
+            tombstone_retention: source.duration(
+                "sweeper.tombstone_retention",
+                default.tombstone_retention,
+                Duration::ZERO..=YEAR,
+            ),
+        }
+    }
+}
+
+/// `[server]`: bounds of the gRPC server.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ServerSection {
+    /// `drain_timeout`: after SIGTERM, calls in flight get this long to finish. Default 25s.
+    pub drain_timeout: Duration,
+    /// `max_concurrent_requests`: calls beyond it are refused as OVERLOADED. Default 1024.
+    pub max_concurrent_requests: u32,
+    /// `request_timeout`: a call that takes longer is given up. Default 10s.
+    pub request_timeout: Duration,
+}
+
+impl Default for ServerSection {
+    fn default() -> Self {
+        Self {
+            drain_timeout: 25 * SECOND,
+            max_concurrent_requests: 1024,
+            request_timeout: 10 * SECOND,
+        }
+    }
+}
+
+impl ServerSection {
+    pub(super) fn read(source: &mut Source) -> Self {
+        let default = Self::default();
+        Self {
+            drain_timeout: source.duration(
+                "server.drain_timeout",
+                default.drain_timeout,
+                Duration::ZERO..=10 * MINUTE,
+            ),
+            max_concurrent_requests: source.number(
+                "server.max_concurrent_requests",
+                default.max_concurrent_requests,
+                1..=1_000_000,
+            ),
+            request_timeout: source.duration(
+                "server.request_timeout",
+                default.request_timeout,
+                MILLISECOND..=10 * MINUTE,
+            ),
+        }
+    }
+}
+
+/// How a log line looks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line, for machines.
+    Json,
+}
+
+/// `[log]`: what is logged to standard error, and how.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LogSection {
+    /// `format`: "text" or "json". Default "text".
+    pub format: LogFormat,
+    /// `filter`: a level, or levels by module as in `info,keypool_service=debug`. Default "info".
+    pub filter: String,
+}
+
+impl Default for LogSection {
+    fn default() -> Self {
+        Self { format: LogFormat::Text, filter: "info".into() }
+    }
+}
+
+impl LogSection {
+    pub(super) fn read(source: &mut Source) -> Self {
+        let default = Self::default();
+        Self {
+            format: source
+                .read("log.format", |given| match given.text().as_deref() {
+                    Ok("text") => Ok(LogFormat::Text),
+                    Ok("json") => Ok(LogFormat::Json),
+                    _ => Err("must be \"text\" or \"json\"".into()),
+                })
+                .unwrap_or(default.format),
+            filter: source
+                .read("log.filter", |given| {
+                    let filter = given.text()?;
+                    let parsed = EnvFilter::builder().parse(&filter).map(drop);
+                    parsed.map_err(|_| "must be levels, as in \"info,sqlx=warn\"")?;
+                    Ok(filter)
+                })
+                .unwrap_or(default.filter),
+        }
+    }
+}
