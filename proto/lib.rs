@@ -2,6 +2,8 @@
 //!
 //! The `.proto` files beside this one are the source; this crate only compiles them.
 
+mod outcome;
+
 /// The messages and services of package `keypool.v1`.
 #[allow(clippy::all, clippy::pedantic, clippy::nursery, missing_docs)]
 #[allow(rustdoc::all)]

@@ -1,0 +1,173 @@
+//! A server that answers as it is told, over real tonic and a real socket.
+
+use std::{
+    net::SocketAddr,
+    sync::{Arc, Mutex},
+};
+
+use keypool_client::{Builder, Client, v1};
+use tokio::{net::TcpListener, task::JoinHandle};
+use tonic::{
+    Request, Response, Status,
+    metadata::MetadataMap,
+    transport::{Server, server::TcpIncoming},
+};
+use v1::key_package_service_server::{KeyPackageService, KeyPackageServiceServer};
+
+/// What the server does with the next calls.
+#[derive(Clone)]
+pub(crate) enum Behaviour {
+    /// Answers with as many packages as this, each of so many bytes.
+    Serve { packages: usize, package_bytes: usize },
+    /// Fails.
+    Fail(Status),
+    /// Never answers.
+    Hang,
+}
+
+/// Answers with one small package.
+pub(crate) const SERVE: Behaviour = Behaviour::Serve { packages: 1, package_bytes: 300 };
+
+/// What the server was asked, in order.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Asked {
+    Upload(v1::UploadKeyPackagesRequest),
+    Reserve(v1::ReserveKeyPackagesRequest),
+    Spend(v1::SpendKeyPackagesRequest),
+    Release(v1::ReleaseReservationsRequest),
+    Status,
+}
+
+#[derive(Clone)]
+struct Service {
+    behaviour: Arc<Mutex<Behaviour>>,
+    asked: Arc<Mutex<Vec<(MetadataMap, Asked)>>>,
+}
+
+/// A running server; stops when dropped.
+pub(crate) struct Fake {
+    address: SocketAddr,
+    service: Service,
+    task: JoinHandle<()>,
+}
+
+impl Fake {
+    pub(crate) async fn start(behaviour: Behaviour) -> Self {
+        Self::start_on(TcpListener::bind("127.0.0.1:0").await.unwrap(), behaviour)
+    }
+
+    pub(crate) fn start_on(listener: TcpListener, behaviour: Behaviour) -> Self {
+        let address = listener.local_addr().unwrap();
+        let service = Service { behaviour: Arc::new(Mutex::new(behaviour)), asked: Arc::default() };
+        let server = KeyPackageServiceServer::new(service.clone());
+        let task = tokio::spawn(async move {
+            Server::builder()
+                .add_service(server)
+                .serve_with_incoming(TcpIncoming::from(listener))
+                .await
+                .unwrap();
+        });
+        Self { address, service, task }
+    }
+
+    pub(crate) async fn serving() -> Self {
+        Self::start(SERVE).await
+    }
+
+    pub(crate) fn behave(&self, behaviour: Behaviour) {
+        *self.service.behaviour.lock().unwrap() = behaviour;
+    }
+
+    pub(crate) fn asked(&self) -> Vec<Asked> {
+        self.service.asked.lock().unwrap().iter().map(|(_, asked)| asked.clone()).collect()
+    }
+
+    pub(crate) fn metadata(&self, name: &str) -> Vec<Option<String>> {
+        let text = |map: &MetadataMap| Some(map.get(name)?.to_str().unwrap().to_owned());
+        self.service.asked.lock().unwrap().iter().map(|(map, _)| text(map)).collect()
+    }
+
+    pub(crate) fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    pub(crate) fn builder(&self) -> Builder {
+        Client::builder(self.url(), "token")
+    }
+}
+
+impl Drop for Fake {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl Service {
+    async fn serve<Q, A>(
+        &self,
+        request: Request<Q>,
+        asked: impl FnOnce(Q) -> Asked,
+        answer: impl FnOnce(usize, usize) -> A,
+    ) -> Result<Response<A>, Status> {
+        let (metadata, _, message) = request.into_parts();
+        self.asked.lock().unwrap().push((metadata, asked(message)));
+        let behaviour = self.behaviour.lock().unwrap().clone();
+        match behaviour {
+            Behaviour::Serve { packages, package_bytes } => {
+                Ok(Response::new(answer(packages, package_bytes)))
+            }
+            Behaviour::Fail(status) => Err(status),
+            Behaviour::Hang => std::future::pending().await,
+        }
+    }
+}
+
+#[tonic::async_trait]
+impl KeyPackageService for Service {
+    async fn upload_key_packages(
+        &self,
+        request: Request<v1::UploadKeyPackagesRequest>,
+    ) -> Result<Response<v1::UploadKeyPackagesResponse>, Status> {
+        self.serve(request, Asked::Upload, |_, _| v1::UploadKeyPackagesResponse::default()).await
+    }
+
+    async fn reserve_key_packages(
+        &self,
+        request: Request<v1::ReserveKeyPackagesRequest>,
+    ) -> Result<Response<v1::ReserveKeyPackagesResponse>, Status> {
+        let answer = |packages, package_bytes| {
+            let reservation = v1::Reservation {
+                reservation_id: "r".into(),
+                key_package: vec![7; package_bytes].into(),
+                ..Default::default()
+            };
+            let result = v1::ReserveResult {
+                outcome: Some(v1::reserve_result::Outcome::Reservation(reservation)),
+                ..Default::default()
+            };
+            v1::ReserveKeyPackagesResponse { results: vec![result; packages] }
+        };
+        self.serve(request, Asked::Reserve, answer).await
+    }
+
+    async fn spend_key_packages(
+        &self,
+        request: Request<v1::SpendKeyPackagesRequest>,
+    ) -> Result<Response<v1::SpendKeyPackagesResponse>, Status> {
+        self.serve(request, Asked::Spend, |_, _| v1::SpendKeyPackagesResponse::default()).await
+    }
+
+    async fn release_reservations(
+        &self,
+        request: Request<v1::ReleaseReservationsRequest>,
+    ) -> Result<Response<v1::ReleaseReservationsResponse>, Status> {
+        self.serve(request, Asked::Release, |_, _| v1::ReleaseReservationsResponse::default()).await
+    }
+
+    async fn get_pool_status(
+        &self,
+        request: Request<v1::GetPoolStatusRequest>,
+    ) -> Result<Response<v1::PoolStatus>, Status> {
+        self.serve(request, |_| Asked::Status, |_, _| v1::PoolStatus::default()).await
+    }
+}
