@@ -153,3 +153,19 @@ fn create_key_file(path: &Path) -> anyhow::Result<()> {
         result => result.map(drop).map_err(|error| error.error.into()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_slower_of_two_leaves_the_key_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("dev-key.pem");
+        create_key_file(&path).unwrap();
+        let first = fs::read(&path).unwrap();
+        create_key_file(&path).unwrap();
+        assert_eq!(fs::read(&path).unwrap(), first);
+        assert_eq!(fs::read_dir(&folder).unwrap().count(), 1, "no temporary file is left");
+    }
+}

@@ -217,6 +217,9 @@ fn all_problems_are_told_at_once() {
         assert!(found.contains(subject), "{found}");
     }
     assert_eq!(found.lines().count(), 6, "{found}");
+    // The default stands in for a wrong target; it is not held against another key.
+    let found = problems(parse(&with("[pool]", "target = \"x\"\nlow_watermark = 40")));
+    assert_eq!(found, "pool.target: must be a whole number");
 }
 
 #[test]
