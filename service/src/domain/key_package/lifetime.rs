@@ -1,0 +1,43 @@
+//! The rule for the lifetime of a KeyPackage (RFC 9420, section 7.2).
+
+use time::OffsetDateTime;
+
+use super::{
+    policy::UploadPolicy,
+    rejection::{RejectReason, Rejection},
+};
+
+/// RFC 9420, section 7.2: the package is valid now and not for longer than the application's
+/// maximum. Times in the package are seconds since 1970. Answers when it expires.
+pub(super) fn check(
+    not_before: u64,
+    not_after: u64,
+    policy: &UploadPolicy,
+    now: OffsetDateTime,
+) -> Result<OffsetDateTime, Rejection> {
+    let refuse = |message: &str| Rejection::new(RejectReason::Lifetime, message);
+    // Wide enough for any two times of 64 bits.
+    let (not_before, not_after) = (i128::from(not_before), i128::from(not_after));
+    let now = i128::from(now.unix_timestamp());
+    if not_before > not_after {
+        return Err(refuse("not_after is before not_before"));
+    }
+    if not_after <= now {
+        return Err(refuse("has expired"));
+    }
+    if not_before > now + i128::from(policy.clock_skew.whole_seconds()) {
+        return Err(refuse("is not valid yet"));
+    }
+    let longest = policy.max_lifetime.whole_seconds();
+    if not_after - not_before > i128::from(longest) {
+        return Err(Rejection::new(
+            RejectReason::Lifetime,
+            format!("is valid for longer than the maximum of {longest} s"),
+        ));
+    }
+    // A maximum so long that this fails is one that no calendar can hold.
+    i64::try_from(not_after)
+        .ok()
+        .and_then(|seconds| OffsetDateTime::from_unix_timestamp(seconds).ok())
+        .ok_or_else(|| refuse("not_after is too far in the future"))
+}

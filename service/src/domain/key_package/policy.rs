@@ -1,0 +1,37 @@
+//! What an upload may hold.
+
+use std::collections::BTreeSet;
+
+use time::Duration;
+
+use super::identity::IdentityTemplate;
+use crate::domain::ids::CipherSuite;
+
+/// The limits of an upload. `config` fills them in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UploadPolicy {
+    /// The cipher suites that are accepted, of
+    /// [`servable_cipher_suites`](crate::domain::crypto::servable_cipher_suites). Any other is
+    /// refused even when it stands here.
+    pub cipher_suites: BTreeSet<CipherSuite>,
+    /// The longest time between not_before and not_after (RFC 9420, section 7.2).
+    pub max_lifetime: Duration,
+    /// How far not_before may lie in the future.
+    pub clock_skew: Duration,
+    /// What the identity of a BasicCredential must be.
+    pub credential_identity: IdentityTemplate,
+    /// The longest encoding that is read, in bytes.
+    pub max_key_package_bytes: usize,
+}
+
+impl Default for UploadPolicy {
+    fn default() -> Self {
+        Self {
+            cipher_suites: BTreeSet::from([CipherSuite(1), CipherSuite(2), CipherSuite(3)]),
+            max_lifetime: Duration::days(90),
+            clock_skew: Duration::minutes(5),
+            credential_identity: IdentityTemplate::default(),
+            max_key_package_bytes: 20 * 1024,
+        }
+    }
+}
