@@ -1,3 +1,7 @@
-//! What keypool's own tests share.
+//! What keypool's own tests share. Panics where a test should fail.
+
+#![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)]
 
 pub mod database;
+pub mod forge;
+pub mod member;
