@@ -15,8 +15,7 @@ pub mod v1 {
 pub const ERROR_DOMAIN: &str = "keypool.v1";
 
 /// The encoded `FileDescriptorSet` of the contract, for gRPC reflection.
-pub const FILE_DESCRIPTOR_SET: &[u8] =
-    include_bytes!(concat!(env!("OUT_DIR"), "/keypool.v1.bin"));
+pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/keypool.v1.bin"));
 
 const REASON_PREFIX: &str = "ERROR_REASON_";
 

@@ -5,5 +5,6 @@ pub mod config;
 pub mod dev;
 pub mod domain;
 pub mod grpc;
+pub mod store;
 pub mod telemetry;
 pub mod token;

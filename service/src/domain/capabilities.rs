@@ -51,6 +51,11 @@ impl Capabilities {
     }
 
     /// The numbers, ascending.
+    pub fn codes(&self) -> &[i32] {
+        &self.0
+    }
+
+    /// The numbers, ascending.
     pub fn into_codes(self) -> Vec<i32> {
         self.0
     }

@@ -18,8 +18,7 @@ impl Bucket {
     pub fn of(user: &UserId) -> Self {
         let hash = digest(&SHA256, user.as_str().as_bytes());
         let bytes = hash.as_ref();
-        Self::from_number(u16::from_be_bytes([bytes[0], bytes[1]]) % BUCKETS)
-            .unwrap_or(Self(0)) // a remainder is always below BUCKETS
+        Self::from_number(u16::from_be_bytes([bytes[0], bytes[1]]) % BUCKETS).unwrap_or(Self(0)) // a remainder is always below BUCKETS
     }
 
     /// The bucket with this number; `None` at or above [`BUCKETS`].

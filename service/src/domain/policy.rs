@@ -1,8 +1,8 @@
 //! The limits of a pool as values and pure functions. `config` fills them in.
 
-use time::Duration;
+use time::{Duration, OffsetDateTime};
 
-use super::pool::{CipherSuiteStatus, Health, SuiteCounts};
+use super::pool::{CipherSuiteStatus, Health, PoolStatus, SuiteCounts};
 
 /// What becomes of a package whose reservation lapsed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -69,6 +69,32 @@ impl PoolPolicy {
     pub fn advise(&self, counts: SuiteCounts) -> CipherSuiteStatus {
         let missing = self.target.saturating_sub(counts.available);
         let room = self.hard_cap.saturating_sub(counts.available.saturating_add(counts.reserved));
-        CipherSuiteStatus { recommended_upload: missing.min(room), counts }
+        CipherSuiteStatus {
+            counts,
+            recommended_upload: missing.min(room),
+            low_watermark: self.low_watermark,
+            target: self.target,
+            hard_cap: self.hard_cap,
+        }
+    }
+
+    /// How a pool with these counts stands. `jitter` is a random number from 0 to 1 that spreads
+    /// the refills of a fleet; an exhausted pool does not wait.
+    pub fn status(
+        &self,
+        last_upload: Option<OffsetDateTime>,
+        suites: Vec<SuiteCounts>,
+        jitter: f64,
+    ) -> PoolStatus {
+        let health = suites.iter().map(|counts| self.suite_health(counts.available)).max();
+        let health = health.unwrap_or(Health::Exhausted);
+        let cipher_suites: Vec<_> = suites.into_iter().map(|counts| self.advise(counts)).collect();
+        let idle = cipher_suites.iter().all(|suite| suite.recommended_upload == 0);
+        let refill_after = if idle || health == Health::Exhausted {
+            Duration::ZERO
+        } else {
+            self.refill_spread * jitter.clamp(0.0, 1.0)
+        };
+        PoolStatus { cipher_suites, health, last_upload, refill_after }
     }
 }

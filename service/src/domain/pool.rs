@@ -54,6 +54,12 @@ pub struct CipherSuiteStatus {
     pub counts: SuiteCounts,
     /// How many packages to upload now.
     pub recommended_upload: u32,
+    /// At this many available packages or fewer the pool is low.
+    pub low_watermark: u32,
+    /// How many available packages to aim for.
+    pub target: u32,
+    /// At most this many live packages are kept.
+    pub hard_cap: u32,
 }
 
 /// The last resort package of a pool.

@@ -1,0 +1,201 @@
+//! The only place with SQL: one file a verb here, its statements in `sql/`.
+//!
+//! Every statement takes the time as its first parameter: null in production, where the
+//! database's clock decides for all replicas alike.
+
+mod reserve;
+mod row;
+mod settle;
+mod status;
+mod sweep;
+mod upload;
+
+use std::{str::FromStr as _, sync::Arc, time::Duration};
+
+use anyhow::Context as _;
+use sqlx::{
+    PgPool,
+    migrate::Migrator,
+    postgres::{PgConnectOptions, PgPoolOptions},
+};
+use time::OffsetDateTime;
+
+use crate::domain::{clock::Clock, error::Error, policy::LapsePolicy};
+
+pub use reserve::{ReserveAsk, ReserveBatch, ReserveOutcome, Reserved};
+pub use settle::{SettleBatch, Settled};
+pub use status::PoolCounts;
+pub use sweep::Swept;
+pub use upload::{StoreOutcome, UploadLimits};
+
+/// The schema. Only ever added to.
+pub static MIGRATOR: Migrator = sqlx::migrate!();
+
+/// How often a statement starts over because another one came in between, before the caller is
+/// told to come back. Each start sees what the other one did, so more than a few mean a pool
+/// under very many hands.
+const MAX_ROUNDS: u32 = 64;
+
+/// How to reach the database.
+#[derive(Clone)]
+pub struct StoreOptions {
+    /// A `postgres://` URL. Holds a password, perhaps.
+    pub url: String,
+    /// The most connections this process opens.
+    pub max_connections: u32,
+    /// How long a call waits for one of them before it is turned away.
+    pub acquire_timeout: Duration,
+    /// How long a statement may run.
+    pub statement_timeout: Duration,
+}
+
+/// The state of all pools, in Postgres.
+#[derive(Debug, Clone)]
+pub struct Store {
+    pool: PgPool,
+    clock: Arc<dyn Clock>,
+}
+
+impl Store {
+    /// A store whose connections are opened when they are needed.
+    ///
+    /// # Errors
+    /// When the URL is not one.
+    pub fn new(options: &StoreOptions, clock: Arc<dyn Clock>) -> anyhow::Result<Self> {
+        let connect = PgConnectOptions::from_str(&options.url)
+            .map_err(|_| anyhow::anyhow!("the database URL is not a postgres:// URL"))?
+            .application_name("keypool")
+            .options([
+                // Planning costs as much as the work, and no plan depends on the values.
+                ("plan_cache_mode", "force_generic_plan".to_owned()),
+                ("statement_timeout", options.statement_timeout.as_millis().to_string()),
+                // A replica that was cut off must not hold its locks for long.
+                ("idle_in_transaction_session_timeout", "10000".to_owned()),
+            ]);
+        let pool = PgPoolOptions::new()
+            .max_connections(options.max_connections)
+            .acquire_timeout(options.acquire_timeout)
+            // A dead connection fails its statement, and that is answered as such; a ping before
+            // each statement would double the round trips.
+            .test_before_acquire(false)
+            .connect_lazy_with(connect);
+        Ok(Self { pool, clock })
+    }
+
+    /// Brings the schema up to date.
+    ///
+    /// # Errors
+    /// When the database cannot be reached or a migration fails.
+    pub async fn migrate(&self) -> anyhow::Result<()> {
+        MIGRATOR.run(&self.pool).await.context("cannot migrate the database")
+    }
+
+    /// Whether the database answers.
+    ///
+    /// # Errors
+    /// [`Error::Overloaded`] or [`Error::StoreUnavailable`].
+    pub async fn ping(&self) -> Result<(), Error> {
+        sqlx::query("SELECT 1").execute(&self.pool).await.map_err(store_error)?;
+        Ok(())
+    }
+
+    /// The versions of the migrations that this build knows and the database lacks.
+    ///
+    /// # Errors
+    /// When the database cannot be reached.
+    pub async fn pending_migrations(&self) -> Result<Vec<i64>, Error> {
+        let known = sqlx::query_scalar!(
+            r#"SELECT to_regclass('_sqlx_migrations') IS NOT NULL AS "known!""#
+        )
+        .fetch_one(&self.pool)
+        .await
+        .map_err(store_error)?;
+        let applied: Vec<i64> = if known {
+            sqlx::query_scalar("SELECT version FROM _sqlx_migrations WHERE success")
+                .fetch_all(&self.pool)
+                .await
+                .map_err(store_error)?
+        } else {
+            Vec::new()
+        };
+        let versions = MIGRATOR.iter().map(|migration| migration.version);
+        Ok(versions.filter(|version| !applied.contains(version)).collect())
+    }
+
+    /// The secret behind reservation ids. The first replica to ask makes `fresh` the secret of
+    /// all.
+    ///
+    /// # Errors
+    /// When the database cannot be reached.
+    pub async fn reservation_secret(&self, fresh: [u8; 32]) -> Result<[u8; 32], Error> {
+        sqlx::query!(
+            "INSERT INTO service_secret (name, secret) VALUES ('reservation', $1)
+             ON CONFLICT (name) DO NOTHING",
+            &fresh[..]
+        )
+        .execute(&self.pool)
+        .await
+        .map_err(store_error)?;
+        let secret =
+            sqlx::query_scalar!("SELECT secret FROM service_secret WHERE name = 'reservation'")
+                .fetch_one(&self.pool)
+                .await
+                .map_err(store_error)?;
+        secret.try_into().map_err(|_| row::impossible("a secret that is not 32 bytes"))
+    }
+
+    /// Closes all connections once their statements are done.
+    pub async fn close(&self) {
+        self.pool.close().await;
+    }
+
+    fn imposed_now(&self) -> Option<OffsetDateTime> {
+        self.clock.imposed()
+    }
+}
+
+fn burns(policy: LapsePolicy) -> bool {
+    policy == LapsePolicy::Burn
+}
+
+/// Seconds as `make_interval` takes them.
+fn seconds(duration: time::Duration) -> f64 {
+    duration.as_seconds_f64()
+}
+
+/// What a failed statement means to the caller.
+fn store_error(error: sqlx::Error) -> Error {
+    use sqlx::Error as Sqlx;
+    match error {
+        Sqlx::PoolTimedOut => Error::Overloaded,
+        Sqlx::Io(_) | Sqlx::Tls(_) | Sqlx::PoolClosed | Sqlx::WorkerCrashed => {
+            Error::StoreUnavailable(error.into())
+        }
+        Sqlx::Database(ref cause) => match cause.code().as_deref() {
+            // statement_timeout and lock_timeout
+            Some("57014" | "55P03") => Error::Overloaded,
+            // connection exceptions, too many connections, shutdown and crash recovery, a
+            // standby that was promoted or not yet
+            Some(code) if code.starts_with("08") || code.starts_with("57P") => {
+                Error::StoreUnavailable(error.into())
+            }
+            Some("53300" | "25006") => Error::StoreUnavailable(error.into()),
+            _ => Error::Internal(error.into()),
+        },
+        _ => Error::Internal(error.into()),
+    }
+}
+
+/// Whether a statement lost a race that starting over settles: another one inserted the same
+/// draw or published the same package first, or Postgres broke a deadlock.
+fn lost_race(error: &sqlx::Error) -> bool {
+    let Some(cause) = error.as_database_error() else { return false };
+    match cause.code().as_deref() {
+        Some("40001" | "40P01") => true,
+        Some("23505") => matches!(
+            cause.constraint(),
+            Some("draw_pkey" | "published_pkey" | "published_bucket_pool_id_init_key_digest_key")
+        ),
+        _ => false,
+    }
+}

@@ -1,0 +1,49 @@
+//! Rows into domain types. A row that cannot be is an error, never a default.
+
+use crate::domain::{
+    error::Error,
+    ids::CipherSuite,
+    reservation_id::{Locator, SuiteKey},
+};
+
+/// A row that the schema and the statements rule out.
+pub(super) fn impossible(what: &'static str) -> Error {
+    Error::Internal(anyhow::anyhow!("the database holds or answered {what}"))
+}
+
+pub(super) fn cipher_suite(number: i32) -> Result<CipherSuite, Error> {
+    u16::try_from(number)
+        .map(CipherSuite)
+        .map_err(|_| impossible("a cipher suite that is not a uint16"))
+}
+
+pub(super) fn count<T: TryFrom<i64>>(number: i64) -> Result<T, Error> {
+    T::try_from(number).map_err(|_| impossible("a count that is out of range"))
+}
+
+/// The primary keys of rows as a statement takes them: one array for each column.
+#[derive(Debug, Default)]
+pub(super) struct KeyColumns {
+    pub(super) ord: Vec<i32>,
+    pub(super) bucket: Vec<i16>,
+    pub(super) pool_id: Vec<i64>,
+    pub(super) cipher_suite: Vec<i32>,
+    pub(super) seq: Vec<i64>,
+    pub(super) generation: Vec<i32>,
+}
+
+impl<'a> FromIterator<(i32, &'a Locator)> for KeyColumns {
+    fn from_iter<I: IntoIterator<Item = (i32, &'a Locator)>>(locators: I) -> Self {
+        let mut columns = Self::default();
+        for (ord, Locator { suite, seq, generation }) in locators {
+            let SuiteKey { bucket, pool_id, cipher_suite } = suite;
+            columns.ord.push(ord);
+            columns.bucket.push(bucket.get());
+            columns.pool_id.push(*pool_id);
+            columns.cipher_suite.push(i32::from(cipher_suite.0));
+            columns.seq.push(*seq);
+            columns.generation.push(*generation);
+        }
+        columns
+    }
+}

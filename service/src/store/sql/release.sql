@@ -1,0 +1,65 @@
+-- Hands one-time packages back, all or none.
+--
+-- $1 now, null: the database's clock    $2 caller's digest  $3, $4 caller's user and client
+-- $5 lapsed reservations burn
+-- $6 ord[]  $7 bucket[]  $8 pool_id[]  $9 cipher_suite[]  $10 seq[]  $11 generation[]
+WITH t AS MATERIALIZED (
+    SELECT coalesce($1::timestamptz, now()) AS now
+),
+ask AS MATERIALIZED (
+    SELECT a.*
+    FROM unnest($6::int[], $7::smallint[], $8::bigint[], $9::int[], $10::bigint[], $11::int[])
+         AS a (ord, bucket, pool_id, cipher_suite, seq, generation)
+),
+-- Locked, in the order of the key, for the reasons that spend.sql gives.
+held AS MATERIALIZED (
+    SELECT a.ord, k.generation, k.state, k.group_id, k.expires_at
+    FROM ask a
+    JOIN package k USING (bucket, pool_id, cipher_suite, seq)
+    ORDER BY k.bucket, k.pool_id, k.cipher_suite, k.seq
+    FOR UPDATE OF k
+),
+judged AS MATERIALIZED (
+    SELECT a.*, h.group_id,
+           CASE
+               WHEN h.generation = a.generation AND h.state = 'reserved'
+                    AND NOT ($5::bool AND h.expires_at <= t.now) THEN 'release'
+               WHEN h.ord IS NOT NULL THEN 'already'
+               WHEN b.state = 'spent' AND b.generation = a.generation THEN 'not_held'
+               WHEN b.state IS NOT NULL THEN 'already'
+               -- Ended while this statement waited for the lock: take another look.
+               WHEN EXISTS (SELECT FROM package k
+                            WHERE k.bucket = a.bucket AND k.pool_id = a.pool_id
+                              AND k.cipher_suite = a.cipher_suite AND k.seq = a.seq) THEN 'raced'
+               ELSE 'already'
+           END AS outcome
+    FROM ask a
+    CROSS JOIN t
+    LEFT JOIN held h USING (ord)
+    LEFT JOIN tombstone b USING (bucket, pool_id, cipher_suite, seq)
+),
+verdict AS MATERIALIZED (
+    SELECT bool_and(outcome IN ('release', 'already')) AS go FROM judged
+),
+released AS (
+    UPDATE package k
+    SET state = 'available', returned = 'released', holder = NULL, group_id = NULL,
+        expires_at = NULL
+    FROM judged j, verdict v
+    WHERE v.go AND j.outcome = 'release'
+      AND k.bucket = j.bucket AND k.pool_id = j.pool_id AND k.cipher_suite = j.cipher_suite
+      AND k.seq = j.seq AND k.generation = j.generation AND k.state = 'reserved'
+    RETURNING j.group_id, k.bucket, k.pool_id, k.cipher_suite, k.seq, k.generation,
+              k.key_package_ref
+),
+logged AS (
+    INSERT INTO event (bucket, pool_id, at, cipher_suite, seq, generation, kind, key_package_ref,
+                       actor_user, actor_client, holder, group_id)
+    SELECT r.bucket, r.pool_id, t.now, r.cipher_suite, r.seq, r.generation, 'released',
+           r.key_package_ref, $3, $4, $2, r.group_id
+    FROM released r, t
+)
+SELECT j.ord AS "ord!", j.outcome AS "outcome!", (SELECT go FROM verdict) AS "settled!",
+       NULL::bytea AS key_package_ref
+FROM judged j
+ORDER BY j.ord

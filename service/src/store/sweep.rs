@@ -1,0 +1,182 @@
+//! The sweeper's verbs. Each ends a bounded number of rows and says how many there were, so that
+//! the caller can go on until there are none. Several replicas may sweep at once.
+
+use sqlx::PgConnection;
+use time::{Duration, OffsetDateTime};
+
+use super::{Store, burns, seconds, store_error};
+use crate::domain::{error::Error, policy::LapsePolicy};
+
+/// The sweeper looks again at reservations that lapsed this long before it last looked: a
+/// statement that was slow to commit, or a row that was locked, may have hidden some.
+const LOOK_BACK: Duration = Duration::minutes(1);
+
+/// What one pass of a sweeper's verb did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Swept {
+    /// How many rows it ended.
+    pub ended: u64,
+    /// Whether there may be more.
+    pub more: bool,
+}
+
+/// The key of a package that may have expired.
+pub(super) struct Due {
+    pub(super) bucket: i16,
+    pub(super) pool_id: i64,
+    pub(super) cipher_suite: i32,
+    pub(super) seq: i64,
+}
+
+impl Store {
+    /// Ends up to `limit` packages, and as many last resort packages, that reached not_after.
+    ///
+    /// # Errors
+    /// When the database cannot do it.
+    pub async fn sweep_expired(&self, limit: u32) -> Result<Swept, Error> {
+        let due = sqlx::query_as!(
+            Due,
+            "SELECT bucket, pool_id, cipher_suite, seq FROM package
+             WHERE not_after <= coalesce($1::timestamptz, now()) ORDER BY not_after LIMIT $2",
+            self.imposed_now(),
+            i64::from(limit),
+        )
+        .fetch_all(&self.pool)
+        .await
+        .map_err(store_error)?;
+        let mut connection = self.pool.acquire().await.map_err(store_error)?;
+        let ended = self.expire(&mut connection, &due).await.map_err(store_error)?;
+        let last_resorts = sqlx::query_file_scalar!(
+            "src/store/sql/expire_last_resort.sql",
+            self.imposed_now(),
+            i64::from(limit)
+        )
+        .fetch_one(&mut *connection)
+        .await
+        .map_err(store_error)?;
+        // Rows that another statement has locked do not count as more: they would be found again
+        // and again.
+        let more = ended.max(last_resorts) >= i64::from(limit);
+        Ok(Swept { ended: (ended + last_resorts).unsigned_abs(), more })
+    }
+
+    pub(super) async fn expire(
+        &self,
+        connection: &mut PgConnection,
+        due: &[Due],
+    ) -> Result<i64, sqlx::Error> {
+        if due.is_empty() {
+            return Ok(0);
+        }
+        let buckets: Vec<i16> = due.iter().map(|d| d.bucket).collect();
+        let pools: Vec<i64> = due.iter().map(|d| d.pool_id).collect();
+        let suites: Vec<i32> = due.iter().map(|d| d.cipher_suite).collect();
+        let seqs: Vec<i64> = due.iter().map(|d| d.seq).collect();
+        sqlx::query_file_scalar!(
+            "src/store/sql/expire.sql",
+            self.imposed_now(),
+            &buckets,
+            &pools,
+            &suites,
+            &seqs,
+        )
+        .fetch_one(connection)
+        .await
+    }
+
+    /// Settles all reservations that lapsed since the last sweep, the draws of `limit` at a time.
+    ///
+    /// # Errors
+    /// When the database cannot do it. What was settled so far stays settled.
+    pub async fn sweep_lapsed(&self, limit: u32, lapse: LapsePolicy) -> Result<u64, Error> {
+        let cursor = sqlx::query!(
+            r#"SELECT coalesce(nullif(swept, '-infinity'), 'epoch') AS "from!",
+                      coalesce($1::timestamptz, now()) AS "now!"
+               FROM sweep_cursor WHERE name = 'lapsed'"#,
+            self.imposed_now(),
+        )
+        .fetch_one(&self.pool)
+        .await
+        .map_err(store_error)?;
+        let mut after: OffsetDateTime = cursor.from;
+        let mut ended = 0;
+        loop {
+            let pass = sqlx::query_file!(
+                "src/store/sql/lapse.sql",
+                self.imposed_now(),
+                after,
+                i64::from(limit),
+                burns(lapse),
+            )
+            .fetch_one(&self.pool)
+            .await
+            .map_err(store_error)?;
+            ended += pass.ended.unsigned_abs();
+            match pass.last {
+                Some(last) if pass.looked >= i64::from(limit) => after = last,
+                _ => break,
+            }
+        }
+        sqlx::query!(
+            "UPDATE sweep_cursor SET swept = greatest(swept, $1) WHERE name = 'lapsed'",
+            cursor.now - LOOK_BACK,
+        )
+        .execute(&self.pool)
+        .await
+        .map_err(store_error)?;
+        Ok(ended)
+    }
+
+    /// Forgets up to `limit` refs and tombstones whose not_after is `retention` past.
+    ///
+    /// # Errors
+    /// When the database cannot do it.
+    pub async fn forget_packages(&self, limit: u32, retention: Duration) -> Result<Swept, Error> {
+        let forgotten = sqlx::query_file_scalar!(
+            "src/store/sql/forget.sql",
+            self.imposed_now(),
+            i64::from(limit),
+            seconds(retention)
+        )
+        .fetch_one(&self.pool)
+        .await;
+        swept(forgotten, limit)
+    }
+
+    /// Forgets up to `limit` draws that are `retention` past.
+    ///
+    /// # Errors
+    /// When the database cannot do it.
+    pub async fn forget_draws(&self, limit: u32, retention: Duration) -> Result<Swept, Error> {
+        let forgotten = sqlx::query_file_scalar!(
+            "src/store/sql/forget_draws.sql",
+            self.imposed_now(),
+            i64::from(limit),
+            seconds(retention)
+        )
+        .fetch_one(&self.pool)
+        .await;
+        swept(forgotten, limit)
+    }
+
+    /// Forgets up to `limit` last resort grants that ended `retention` ago.
+    ///
+    /// # Errors
+    /// When the database cannot do it.
+    pub async fn forget_grants(&self, limit: u32, retention: Duration) -> Result<Swept, Error> {
+        let forgotten = sqlx::query_file_scalar!(
+            "src/store/sql/forget_grants.sql",
+            self.imposed_now(),
+            i64::from(limit),
+            seconds(retention)
+        )
+        .fetch_one(&self.pool)
+        .await;
+        swept(forgotten, limit)
+    }
+}
+
+fn swept(ended: Result<i64, sqlx::Error>, limit: u32) -> Result<Swept, Error> {
+    let ended = ended.map_err(store_error)?;
+    Ok(Swept { ended: ended.unsigned_abs(), more: ended >= i64::from(limit) })
+}
