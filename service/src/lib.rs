@@ -5,6 +5,8 @@ pub mod config;
 pub mod dev;
 pub mod domain;
 pub mod grpc;
+pub mod pool;
+pub mod server;
 pub mod store;
 pub mod telemetry;
 pub mod token;

@@ -1,3 +1,8 @@
-//! The gRPC surface.
+//! The wire: parses requests into domain types, calls a use case, and answers.
 
 pub mod auth;
+mod convert;
+mod service;
+pub mod status;
+
+pub use service::{CallLimits, GrpcService, admit};

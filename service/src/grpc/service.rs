@@ -1,0 +1,154 @@
+//! The service trait: each RPC parses, calls a use case and answers.
+
+use std::{error::Error as StdError, sync::Arc, time::Duration};
+
+use keypool_proto::v1::{self, key_package_service_server::KeyPackageService};
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+use tonic::{Request, Response, Status};
+
+use super::{
+    auth::{Authenticator, Caller, Scope},
+    convert, status,
+};
+use crate::{
+    domain::{error::Error, ids::ClientKey},
+    pool::KeyPool,
+};
+
+/// What bounds the calls.
+#[derive(Debug, Clone, Copy)]
+pub struct CallLimits {
+    /// How many calls are worked on at once; one more is turned away.
+    pub max_concurrent: usize,
+    /// How long one call may take.
+    pub timeout: Duration,
+}
+
+/// `keypool.v1.KeyPackageService` on a [`KeyPool`].
+#[derive(Debug, Clone)]
+pub struct GrpcService {
+    pool: KeyPool,
+    places: Arc<Semaphore>,
+    limits: CallLimits,
+}
+
+impl GrpcService {
+    /// Serves `pool` within `limits`.
+    pub fn new(pool: KeyPool, limits: CallLimits) -> Self {
+        Self { pool, places: Arc::new(Semaphore::new(limits.max_concurrent)), limits }
+    }
+
+    /// Runs one call of a caller with `scope`, within the limits.
+    async fn call<Q, A>(
+        &self,
+        request: Request<Q>,
+        scope: Scope,
+        work: impl AsyncFnOnce(&KeyPool, &ClientKey, Q) -> Result<A, Error>,
+    ) -> Result<Response<A>, Status> {
+        let caller = request.extensions().get::<Caller>().cloned();
+        let call = async {
+            let caller = caller.ok_or(Error::TokenMissing)?;
+            caller.require(scope)?;
+            let _place = self.places.try_acquire().map_err(|_| Error::Overloaded)?;
+            work(&self.pool, &caller.key, request.into_inner()).await
+        };
+        let answer = tokio::time::timeout(self.limits.timeout, call).await;
+        answer.unwrap_or(Err(Error::Overloaded)).map(Response::new).map_err(|error| refuse(&error))
+    }
+}
+
+/// Lets a call in when its token is good and the server is not about to stop. Runs before the
+/// request's message is read.
+pub fn admit(
+    authenticator: Arc<Authenticator>,
+    stop: CancellationToken,
+) -> impl Fn(Request<()>) -> Result<Request<()>, Status> + Clone + Send + Sync + 'static {
+    move |mut request| {
+        if stop.is_cancelled() {
+            return Err(refuse(&Error::ShuttingDown));
+        }
+        let caller = authenticator.authenticate(request.metadata().as_ref());
+        let caller = caller.map_err(|error| refuse(&error))?;
+        request.extensions_mut().insert(caller);
+        Ok(request)
+    }
+}
+
+/// The answer to a failed call. The one place that logs it.
+fn refuse(error: &Error) -> Status {
+    let (code, reason) = status::code_and_reason(error);
+    let reason = reason.wire_name();
+    match error {
+        Error::Internal(cause) => {
+            let cause: &(dyn StdError + 'static) = cause.as_ref();
+            tracing::error!(?code, reason, cause, "call failed");
+        }
+        Error::StoreUnavailable(cause) => {
+            let cause: &(dyn StdError + 'static) = cause.as_ref();
+            tracing::warn!(?code, reason, cause, "call failed");
+        }
+        _ => tracing::info!(?code, reason, "call refused"),
+    }
+    status::to_status(error)
+}
+
+#[tonic::async_trait]
+impl KeyPackageService for GrpcService {
+    async fn upload_key_packages(
+        &self,
+        request: Request<v1::UploadKeyPackagesRequest>,
+    ) -> Result<Response<v1::UploadKeyPackagesResponse>, Status> {
+        self.call(request, Scope::Publish, async |pool, caller, request| {
+            let packages = convert::upload(request)?;
+            let (results, status) = pool.upload(caller, packages).await?;
+            Ok(convert::uploaded(results, status))
+        })
+        .await
+    }
+
+    async fn reserve_key_packages(
+        &self,
+        request: Request<v1::ReserveKeyPackagesRequest>,
+    ) -> Result<Response<v1::ReserveKeyPackagesResponse>, Status> {
+        self.call(request, Scope::Reserve, async |pool, caller, request| {
+            let request = convert::reserve(request)?;
+            Ok(convert::reserved(pool.reserve(caller, &request).await?))
+        })
+        .await
+    }
+
+    async fn spend_key_packages(
+        &self,
+        request: Request<v1::SpendKeyPackagesRequest>,
+    ) -> Result<Response<v1::SpendKeyPackagesResponse>, Status> {
+        self.call(request, Scope::Reserve, async |pool, caller, request| {
+            let (ids, group_id) = convert::spend(request)?;
+            let spent = pool.spend(caller, &ids, &group_id).await?;
+            Ok(convert::spent(ids, spent))
+        })
+        .await
+    }
+
+    async fn release_reservations(
+        &self,
+        request: Request<v1::ReleaseReservationsRequest>,
+    ) -> Result<Response<v1::ReleaseReservationsResponse>, Status> {
+        self.call(request, Scope::Reserve, async |pool, caller, request| {
+            let ids = convert::release(request)?;
+            let released = pool.release(caller, &ids).await?;
+            Ok(convert::released(ids, released))
+        })
+        .await
+    }
+
+    async fn get_pool_status(
+        &self,
+        request: Request<v1::GetPoolStatusRequest>,
+    ) -> Result<Response<v1::PoolStatus>, Status> {
+        self.call(request, Scope::Publish, async |pool, caller, _| {
+            Ok(convert::pool_status(pool.status(caller).await?))
+        })
+        .await
+    }
+}

@@ -1,0 +1,74 @@
+//! The one mapping from domain errors to `google.rpc.Status`.
+
+use std::{collections::HashMap, time::Duration};
+
+use keypool_proto::{ERROR_DOMAIN, v1::ErrorReason};
+use tonic::{Code, Status};
+use tonic_types::{ErrorDetails, FieldViolation as WireViolation, StatusExt as _};
+
+use crate::domain::error::Error;
+
+/// When to come back after [`Error::Overloaded`]: a batch of statements later.
+const OVERLOADED_RETRY: Duration = Duration::from_millis(200);
+/// When to come back after [`Error::StoreUnavailable`]: a failover takes seconds.
+const STORE_RETRY: Duration = Duration::from_secs(1);
+
+/// The code and reason of an error.
+pub fn code_and_reason(error: &Error) -> (Code, ErrorReason) {
+    match error {
+        Error::InvalidArgument(_) => (Code::InvalidArgument, ErrorReason::InvalidArgument),
+        Error::BatchTooLarge { .. } => (Code::InvalidArgument, ErrorReason::BatchTooLarge),
+        Error::TokenMissing => (Code::Unauthenticated, ErrorReason::TokenMissing),
+        Error::TokenInvalid(_) => (Code::Unauthenticated, ErrorReason::TokenInvalid),
+        Error::TokenExpired => (Code::Unauthenticated, ErrorReason::TokenExpired),
+        Error::ScopeMissing(_) => (Code::PermissionDenied, ErrorReason::ScopeMissing),
+        Error::ReservationUnknown => (Code::NotFound, ErrorReason::ReservationUnknown),
+        Error::RequestIdReused => (Code::AlreadyExists, ErrorReason::RequestIdReused),
+        Error::PoolExhausted => (Code::FailedPrecondition, ErrorReason::PoolExhausted),
+        Error::NoCompatibleKeyPackage => {
+            (Code::FailedPrecondition, ErrorReason::NoCompatibleKeyPackage)
+        }
+        Error::ReservationLost => (Code::FailedPrecondition, ErrorReason::ReservationLost),
+        Error::ReservationNotHeld => (Code::FailedPrecondition, ErrorReason::ReservationNotHeld),
+        Error::GroupMismatch => (Code::FailedPrecondition, ErrorReason::GroupMismatch),
+        Error::Overloaded => (Code::ResourceExhausted, ErrorReason::Overloaded),
+        Error::StoreUnavailable(_) => (Code::Unavailable, ErrorReason::StoreUnavailable),
+        Error::ShuttingDown => (Code::Unavailable, ErrorReason::ShuttingDown),
+        Error::Internal(_) => (Code::Internal, ErrorReason::Internal),
+    }
+}
+
+/// The answer that a caller gets for `error`. Causes inside the server are not in it.
+pub fn to_status(error: &Error) -> Status {
+    let (code, reason) = code_and_reason(error);
+    let mut details = ErrorDetails::new();
+    details.set_error_info(reason.wire_name(), ERROR_DOMAIN, metadata(error));
+    if let Error::InvalidArgument(violations) = error {
+        let wire = violations.iter().map(|v| WireViolation::new(&v.field, &v.description));
+        details.set_bad_request(wire.collect::<Vec<_>>());
+    }
+    if let Some(delay) = retry_after(error) {
+        details.set_retry_info(Some(delay));
+    }
+    Status::with_error_details(code, error.to_string(), details)
+}
+
+fn metadata(error: &Error) -> HashMap<String, String> {
+    let pairs: Vec<(&str, String)> = match error {
+        Error::BatchTooLarge { field, limit } => {
+            vec![("field", (*field).to_owned()), ("limit", limit.to_string())]
+        }
+        Error::ScopeMissing(scope) => vec![("scope", (*scope).to_owned())],
+        _ => Vec::new(),
+    };
+    pairs.into_iter().map(|(key, value)| (key.to_owned(), value)).collect()
+}
+
+fn retry_after(error: &Error) -> Option<Duration> {
+    match error {
+        Error::Overloaded => Some(OVERLOADED_RETRY),
+        Error::StoreUnavailable(_) => Some(STORE_RETRY),
+        Error::ShuttingDown => Some(Duration::ZERO),
+        _ => None,
+    }
+}

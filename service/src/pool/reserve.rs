@@ -1,0 +1,201 @@
+//! An adder reserves one package from each client of each target user.
+
+use time::{Duration, OffsetDateTime};
+
+use super::{KeyPool, random_id};
+use crate::{
+    domain::{
+        capabilities::Capabilities,
+        error::Error,
+        ids::{CipherSuite, ClientId, ClientKey, GroupId, KeyPackageRef, RequestId, UserId},
+    },
+    store::{ReserveAsk, ReserveBatch, ReserveOutcome, Reserved},
+};
+
+/// How many clients one call may reserve from.
+pub const MAX_CLIENTS: usize = 1000;
+
+/// What an adder asks for.
+#[derive(Debug)]
+pub struct ReserveRequest {
+    /// By which a repeated call is recognised.
+    pub request_id: RequestId,
+    /// The group the packages are for.
+    pub group_id: GroupId,
+    /// The cipher suite of the group.
+    pub cipher_suite: CipherSuite,
+    /// Whose packages; each user once.
+    pub targets: Vec<Target>,
+    /// What the leaf must support.
+    pub required: Capabilities,
+    /// How long the reservations are to live.
+    pub ttl: Option<Duration>,
+    /// Whether a last resort package will do.
+    pub last_resort: bool,
+    /// Whether nothing is to be reserved unless every client can be served.
+    pub all_or_nothing: bool,
+}
+
+/// A user whose clients are to be added.
+#[derive(Debug)]
+pub struct Target {
+    /// The user.
+    pub user: UserId,
+    /// The clients of that user, each once; none means all that have a pool.
+    pub clients: Vec<ClientId>,
+}
+
+/// What one client gave.
+#[derive(Debug)]
+pub struct ReserveResult {
+    /// The user.
+    pub user: UserId,
+    /// The client; none when the user has none to reserve from.
+    pub client: Option<ClientId>,
+    /// A reservation, or why there is none.
+    pub outcome: Result<Reservation, Unavailable>,
+}
+
+/// A package that is the caller's now.
+#[derive(Debug)]
+pub struct Reservation {
+    /// Names the reservation.
+    pub id: String,
+    /// The package's ref.
+    pub key_package_ref: KeyPackageRef,
+    /// The package.
+    pub key_package: Vec<u8>,
+    /// The end of its lifetime.
+    pub not_after: OffsetDateTime,
+    /// Until then nobody else gets it.
+    pub expires_at: OffsetDateTime,
+    /// Whether it is the last resort package.
+    pub last_resort: bool,
+}
+
+/// Why a client gave no package.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unavailable {
+    /// Nothing is left, or there is no such user or client.
+    PoolExhausted,
+    /// Nothing of this cipher suite with these capabilities.
+    NoCompatibleKeyPackage,
+}
+
+impl From<Unavailable> for Error {
+    fn from(reason: Unavailable) -> Self {
+        match reason {
+            Unavailable::PoolExhausted => Self::PoolExhausted,
+            Unavailable::NoCompatibleKeyPackage => Self::NoCompatibleKeyPackage,
+        }
+    }
+}
+
+impl KeyPool {
+    /// Reserves one package from each client of each target; one result for each client, in the
+    /// order of the request.
+    ///
+    /// # Errors
+    /// The reason of the first client that gives nothing, when there is just one client or the
+    /// call is all or nothing; [`Error::RequestIdReused`]; [`Error::BatchTooLarge`]; when the
+    /// store cannot do it. Nothing is reserved then.
+    pub async fn reserve(
+        &self,
+        caller: &ClientKey,
+        request: &ReserveRequest,
+    ) -> Result<Vec<ReserveResult>, Error> {
+        let seats = self.seats(caller, &request.targets).await?;
+        let asks: Vec<ReserveAsk> = seats
+            .iter()
+            .filter_map(|(user, client)| {
+                let owner = ClientKey { user: user.clone(), client: client.clone()? };
+                Some(ReserveAsk { owner, grant_id: random_id() })
+            })
+            .collect();
+        let nobody = asks.len() < seats.len();
+        if request.all_or_nothing && nobody {
+            return Err(Error::PoolExhausted);
+        }
+        let outcomes = self
+            .store
+            .reserve(&ReserveBatch {
+                caller,
+                request_id: request.request_id,
+                group_id: &request.group_id,
+                cipher_suite: request.cipher_suite,
+                required: &request.required,
+                ttl: self.policy.ttl(request.ttl),
+                min_remaining_lifetime: self.policy.min_remaining_lifetime,
+                lapse: self.policy.lapse,
+                last_resort: request.last_resort,
+                all_or_nothing: request.all_or_nothing,
+                asks: &asks,
+            })
+            .await?;
+        let mut outcomes = outcomes.into_iter();
+        let mut first_refusal = None;
+        let mut refuse = |reason| {
+            first_refusal.get_or_insert(reason);
+            Err(reason)
+        };
+        let results: Vec<ReserveResult> = seats
+            .into_iter()
+            .map(|(user, client)| {
+                let given = client.as_ref().and_then(|_| outcomes.next());
+                let outcome = match given {
+                    Some(ReserveOutcome::Reserved(got)) => Ok(self.reservation(caller, got)),
+                    // Never shown: the call fails by the refusal of another client.
+                    Some(ReserveOutcome::Withheld) => Err(Unavailable::PoolExhausted),
+                    Some(ReserveOutcome::Exhausted) | None => refuse(Unavailable::PoolExhausted),
+                    Some(ReserveOutcome::Incompatible) => {
+                        refuse(Unavailable::NoCompatibleKeyPackage)
+                    }
+                };
+                ReserveResult { user, client, outcome }
+            })
+            .collect();
+        match first_refusal {
+            Some(reason) if request.all_or_nothing || results.len() == 1 => Err(reason.into()),
+            _ => Ok(results),
+        }
+    }
+
+    /// Who is asked: each target's clients, or its user alone when it has none to reserve from.
+    async fn seats(
+        &self,
+        caller: &ClientKey,
+        targets: &[Target],
+    ) -> Result<Vec<(UserId, Option<ClientId>)>, Error> {
+        let all_of: Vec<&UserId> =
+            targets.iter().filter(|t| t.clients.is_empty()).map(|t| &t.user).collect();
+        // The caller's own client does not count, hence one more than the limit and its excess.
+        let mut found = self.store.clients_of(&all_of, MAX_CLIENTS + 2).await?;
+        let mut seats = Vec::new();
+        for Target { user, clients } in targets {
+            let every = clients.is_empty();
+            let clients =
+                if every { found.remove(user).unwrap_or_default() } else { clients.clone() };
+            let others = |client: &ClientId| caller.user != *user || caller.client != *client;
+            let before = seats.len();
+            seats.extend(clients.into_iter().filter(others).map(|c| (user.clone(), Some(c))));
+            if every && seats.len() == before {
+                seats.push((user.clone(), None));
+            }
+        }
+        if seats.len() > MAX_CLIENTS {
+            return Err(Error::BatchTooLarge { field: "targets", limit: MAX_CLIENTS });
+        }
+        Ok(seats)
+    }
+
+    fn reservation(&self, caller: &ClientKey, got: Reserved) -> Reservation {
+        Reservation {
+            id: self.reservation_key.seal(&got.locator, caller.digest()),
+            last_resort: got.locator.is_last_resort(),
+            key_package_ref: got.key_package_ref,
+            key_package: got.key_package,
+            not_after: got.not_after,
+            expires_at: got.expires_at,
+        }
+    }
+}

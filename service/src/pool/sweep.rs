@@ -1,0 +1,98 @@
+//! The sweeper: ends what time has ended.
+
+use std::time::Duration as StdDuration;
+
+use time::Duration;
+use tokio_util::sync::CancellationToken;
+
+use super::KeyPool;
+use crate::{domain::error::Error, store::Swept};
+
+/// How the sweeper works.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SweepPolicy {
+    /// How long it rests between two sweeps.
+    pub interval: Duration,
+    /// How many rows one statement ends at most.
+    pub batch: u32,
+    /// How long refs and tombstones stay known after not_after.
+    pub tombstone_retention: Duration,
+    /// How long it is known who drew from which pool, and how last resort grants ended.
+    pub draw_retention: Duration,
+}
+
+impl Default for SweepPolicy {
+    fn default() -> Self {
+        Self {
+            interval: Duration::seconds(10),
+            batch: 500,
+            tombstone_retention: Duration::hours(24),
+            draw_retention: Duration::hours(24),
+        }
+    }
+}
+
+/// What one sweep ended.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct SweepReport {
+    /// Reservations that lapsed.
+    pub lapsed: u64,
+    /// Packages that expired, last resort ones among them.
+    pub expired: u64,
+    /// Refs and tombstones that are forgotten.
+    pub forgotten: u64,
+    /// Draws and last resort grants that are forgotten.
+    pub forgotten_draws: u64,
+}
+
+impl KeyPool {
+    /// Ends everything that is due now, in bounded batches. Safe beside other replicas' sweeps.
+    ///
+    /// # Errors
+    /// When the store cannot do it. What was ended so far stays so.
+    pub async fn sweep(&self, policy: &SweepPolicy) -> Result<SweepReport, Error> {
+        let (store, batch) = (&self.store, policy.batch);
+        let (remembered, drawn) = (policy.tombstone_retention, policy.draw_retention);
+        Ok(SweepReport {
+            lapsed: store.sweep_lapsed(batch, self.policy.lapse).await?,
+            expired: drain(|| store.sweep_expired(batch)).await?,
+            forgotten: drain(|| store.forget_packages(batch, remembered)).await?,
+            forgotten_draws: drain(|| store.forget_draws(batch, drawn)).await?
+                + drain(|| store.forget_grants(batch, drawn)).await?,
+        })
+    }
+
+    /// Sweeps again and again until told to stop. A sweep that fails is logged and tried again
+    /// at the next turn.
+    pub async fn run_sweeper(&self, policy: SweepPolicy, stop: CancellationToken) {
+        let rest = StdDuration::try_from(policy.interval).unwrap_or_default();
+        // Replicas that start together do not sweep together.
+        let mut pause = rest.mul_f64(rand::random());
+        while stop.run_until_cancelled(tokio::time::sleep(pause)).await.is_some() {
+            pause = rest;
+            match self.sweep(&policy).await {
+                Ok(report) if report == SweepReport::default() => {}
+                Ok(SweepReport { lapsed, expired, forgotten, forgotten_draws }) => {
+                    tracing::info!(lapsed, expired, forgotten, forgotten_draws, "swept");
+                }
+                Err(error) => {
+                    tracing::warn!(error = &error as &dyn std::error::Error, "the sweep failed");
+                }
+            }
+        }
+    }
+}
+
+async fn drain<P>(pass: impl Fn() -> P) -> Result<u64, Error>
+where
+    P: Future<Output = Result<Swept, Error>>,
+{
+    let mut total = 0;
+    loop {
+        let Swept { ended, more } = pass().await?;
+        total += ended;
+        if !more {
+            return Ok(total);
+        }
+    }
+}

@@ -1,0 +1,162 @@
+//! The server: the ordered stack on one screen, health, graceful shutdown.
+
+use std::{sync::Arc, time::Duration};
+
+use anyhow::Context as _;
+use http::{HeaderName, Request};
+use keypool_proto::{FILE_DESCRIPTOR_SET, v1::key_package_service_server::KeyPackageServiceServer};
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tonic::{
+    service::interceptor::InterceptedService,
+    transport::{Server, server::TcpIncoming},
+};
+use tonic_health::server::HealthReporter;
+use tower_http::request_id::{MakeRequestUuid, PropagateRequestIdLayer, SetRequestIdLayer};
+use tower_http::trace::TraceLayer;
+
+use crate::{
+    domain::error::Error,
+    grpc::{CallLimits, GrpcService, admit, auth::Authenticator},
+    pool::{KeyPool, SweepPolicy},
+    store::Store,
+};
+
+/// The largest request: 100 packages of 20 KiB, or a Reserve with 1,000 long ids, with room.
+const MAX_REQUEST_BYTES: usize = 4 * 1024 * 1024;
+/// How often the database is asked whether it answers.
+const HEALTH_INTERVAL: Duration = Duration::from_secs(2);
+
+/// A caller's own request id is logged when it is no longer than this.
+const MAX_REQUEST_ID: usize = 64;
+
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+type Service = KeyPackageServiceServer<GrpcService>;
+
+/// How the server behaves.
+#[derive(Debug, Clone)]
+pub struct ServerOptions {
+    /// What bounds the calls.
+    pub limits: CallLimits,
+    /// How long calls in flight may take to finish once the server is told to stop.
+    pub drain_timeout: Duration,
+    /// How the sweeper works.
+    pub sweep: SweepPolicy,
+}
+
+/// Serves calls until told to stop, then refuses new ones and finishes those in flight.
+///
+/// # Errors
+/// When the server cannot run, or calls in flight outlive the drain timeout.
+pub async fn serve(
+    listener: TcpListener,
+    pool: KeyPool,
+    authenticator: Authenticator,
+    options: ServerOptions,
+    stop: CancellationToken,
+) -> anyhow::Result<()> {
+    let (health, health_service) = tonic_health::server::health_reporter();
+    let service = Service::new(GrpcService::new(pool.clone(), options.limits))
+        .max_decoding_message_size(MAX_REQUEST_BYTES);
+    let background = tokio::spawn(watch_health(health, pool.store().clone(), stop.clone()));
+    let sweeper = tokio::spawn({
+        let (pool, policy, stop) = (pool.clone(), options.sweep.clone(), stop.clone());
+        async move { pool.run_sweeper(policy, stop).await }
+    });
+
+    let serving = Server::builder()
+        .http2_keepalive_interval(Some(Duration::from_secs(30)))
+        .http2_keepalive_timeout(Some(Duration::from_secs(20)))
+        .layer(SetRequestIdLayer::new(REQUEST_ID, MakeRequestUuid))
+        .layer(
+            TraceLayer::new_for_grpc()
+                .make_span_with(span)
+                .on_request(())
+                .on_response(())
+                .on_body_chunk(())
+                .on_eos(())
+                .on_failure(()),
+        )
+        .layer(PropagateRequestIdLayer::new(REQUEST_ID))
+        .add_service(reflection_v1()?)
+        .add_service(reflection_v1alpha()?)
+        .add_service(health_service)
+        .add_service(InterceptedService::new(service, admit(Arc::new(authenticator), stop.clone())))
+        .serve_with_incoming_shutdown(
+            TcpIncoming::from(listener).with_nodelay(Some(true)),
+            stop.clone().cancelled_owned(),
+        );
+    let drained = async {
+        stop.cancelled().await;
+        tokio::time::sleep(options.drain_timeout).await;
+    };
+    let served = tokio::select! {
+        served = serving => served.context("the server failed"),
+        () = drained => Err(anyhow::anyhow!(
+            "calls were still in flight after {:?}", options.drain_timeout)),
+    };
+    stop.cancel();
+    for task in [background, sweeper] {
+        task.await.context("a background task failed")?;
+    }
+    pool.store().close().await;
+    served
+}
+
+/// The span of one call. Carries nothing that the caller sent but the name of the method and the
+/// request id.
+fn span<B>(request: &Request<B>) -> tracing::Span {
+    let request_id = request.headers().get(REQUEST_ID).and_then(|id| id.to_str().ok());
+    let request_id = request_id.filter(|id| id.len() <= MAX_REQUEST_ID);
+    tracing::info_span!("call", method = request.uri().path(), request_id)
+}
+
+fn reflection() -> tonic_reflection::server::Builder<'static> {
+    tonic_reflection::server::Builder::configure()
+        .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
+        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+}
+
+fn reflection_v1() -> anyhow::Result<
+    tonic_reflection::server::v1::ServerReflectionServer<
+        impl tonic_reflection::server::v1::ServerReflection,
+    >,
+> {
+    reflection().build_v1().context("the contract cannot be reflected")
+}
+
+fn reflection_v1alpha() -> anyhow::Result<
+    tonic_reflection::server::v1alpha::ServerReflectionServer<
+        impl tonic_reflection::server::v1alpha::ServerReflection,
+    >,
+> {
+    reflection().build_v1alpha().context("the contract cannot be reflected")
+}
+
+/// Serving while the database answers, not serving while it does not or once the server stops.
+async fn watch_health(health: HealthReporter, store: Store, stop: CancellationToken) {
+    let mut serving = None;
+    while !stop.is_cancelled() {
+        let answer = store.ping().await;
+        if serving != Some(answer.is_ok()) {
+            serving = Some(answer.is_ok());
+            report(answer);
+            match serving {
+                Some(true) => health.set_serving::<Service>().await,
+                _ => health.set_not_serving::<Service>().await,
+            }
+        }
+        stop.run_until_cancelled(tokio::time::sleep(HEALTH_INTERVAL)).await;
+    }
+    health.set_not_serving::<Service>().await;
+}
+
+fn report(answer: Result<(), Error>) {
+    match answer {
+        Ok(()) => tracing::info!("the database answers"),
+        Err(error) => {
+            tracing::warn!(error = &error as &dyn std::error::Error, "the database does not answer")
+        }
+    }
+}
