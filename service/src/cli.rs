@@ -1,6 +1,6 @@
 //! The command line.
 
-use std::{path::PathBuf, time::Duration};
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::{
     Args, Parser, Subcommand,
@@ -28,6 +28,15 @@ pub(crate) struct Cli {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
+    /// Serve calls until SIGTERM or SIGINT, then finish those in flight
+    Serve(ConfigArgs),
+    /// Bring the database's schema up to date
+    Migrate(ConfigArgs),
+    /// Run a whole keypool in one folder, with a Postgres of its own; for development only
+    ///
+    /// Starts Postgres in the folder, migrates, makes a signing key `dev-key.pem` there if there
+    /// is none, serves without TLS, and prints what to try next. The folder is kept.
+    Dev(DevArgs),
     /// Say what is wrong with a configuration, and with the files it names
     ///
     /// Prints one line for each problem and ends with 1, or says that there is none and ends
@@ -50,6 +59,17 @@ pub(crate) struct ConfigArgs {
     /// `url` of `[database]`.
     #[arg(long, value_name = "FILE", env = "KEYPOOL_CONFIG", hide_env_values = true)]
     pub(crate) config: PathBuf,
+}
+
+/// Where `keypool dev` lives.
+#[derive(Debug, Args)]
+pub(crate) struct DevArgs {
+    /// The folder for the database and the signing key; made if it is missing
+    #[arg(long, value_name = "DIR", default_value = "keypool-dev")]
+    pub(crate) data: PathBuf,
+    /// The address to serve gRPC on; port 0 takes a free one
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:50051")]
+    pub(crate) listen: SocketAddr,
 }
 
 /// What the token is to say.

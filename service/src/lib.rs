@@ -6,6 +6,7 @@ pub mod dev;
 pub mod domain;
 pub mod grpc;
 pub mod pool;
+pub mod run;
 pub mod server;
 pub mod store;
 pub mod telemetry;

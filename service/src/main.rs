@@ -13,8 +13,9 @@ use clap::Parser as _;
 use cli::{Cli, Command};
 use keypool_service::{
     check,
-    config::Config,
+    config::{Config, LogSection},
     domain::clock::{Clock as _, SystemClock},
+    run, telemetry,
     token::SigningKey,
 };
 
@@ -31,6 +32,20 @@ fn main() -> ExitCode {
 
 fn run(command: Command) -> anyhow::Result<ExitCode> {
     match command {
+        Command::Serve(args) => {
+            let config = Config::load(&args.config, env::vars_os())?;
+            telemetry::init(&config.log)?;
+            block_on(run::serve(config))
+        }
+        Command::Migrate(args) => {
+            let config = Config::load(&args.config, env::vars_os())?;
+            telemetry::init(&config.log)?;
+            block_on(run::migrate(&config))
+        }
+        Command::Dev(args) => {
+            telemetry::init(&LogSection::default())?;
+            block_on(run::dev(&args.data, args.listen))
+        }
         Command::Check(args) => run_check(&args.config),
         Command::Token(args) => {
             let key = SigningKey::load(&args.key)?;
@@ -41,9 +56,18 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
     }
 }
 
+fn block_on(command: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<ExitCode> {
+    tokio::runtime::Runtime::new()?.block_on(command)?;
+    Ok(ExitCode::SUCCESS)
+}
+
 fn run_check(path: &Path) -> anyhow::Result<ExitCode> {
     let findings = match Config::load(path, env::vars_os()) {
-        Ok(config) => check::files(&config),
+        Ok(config) => {
+            let mut findings = check::files(&config);
+            findings.extend(tokio::runtime::Runtime::new()?.block_on(run::check_database(&config)));
+            findings
+        }
         Err(error) => error.findings,
     };
     let mut out = io::stdout().lock();

@@ -20,6 +20,12 @@ pub struct AuthSection {
 }
 
 impl AuthSection {
+    /// The defaults for an audience, with no key file.
+    pub fn for_audience(audience: impl Into<String>) -> Self {
+        let leeway = 30 * SECOND;
+        Self { keys: Vec::new(), audience: audience.into(), issuer: None, leeway }
+    }
+
     pub(super) fn read(source: &mut Source) -> Option<Self> {
         for (key, what) in [
             ("auth.keys", "is required: a list of files with the public keys of tokens"),

@@ -1,0 +1,210 @@
+//! What the commands of `keypool` do once their arguments and configuration are read.
+
+use std::{
+    io::{self, Write as _},
+    net::SocketAddr,
+    path::Path,
+    sync::Arc,
+};
+
+use anyhow::{Context as _, ensure};
+use tokio::{
+    net::TcpListener,
+    signal::unix::{SignalKind, signal},
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    config::{AuthSection, Config, DatabaseSection, Finding, Secret, ServerSection, UploadSection},
+    dev::{EmbeddedPostgres, PostgresOptions},
+    domain::{
+        clock::SystemClock,
+        key_package::{IdentityTemplate, UploadPolicy},
+        policy::PoolPolicy,
+    },
+    grpc::{
+        CallLimits,
+        auth::{Authenticator, KeySet},
+    },
+    pool::{KeyPool, SweepPolicy},
+    server::{self, ServerOptions},
+    store::{Store, StoreOptions},
+    token::SigningKey,
+};
+
+/// The audience of the tokens that `keypool dev` accepts and `keypool token` makes by default.
+const DEV_AUDIENCE: &str = "keypool";
+
+/// `keypool serve`: serves until SIGTERM or SIGINT, then drains.
+///
+/// # Errors
+/// When the database or the address cannot be used, the schema is not up to date, or calls in
+/// flight outlive the drain timeout.
+pub async fn serve(config: Config) -> anyhow::Result<()> {
+    let stop = stop_on_signal()?;
+    let clock = Arc::new(SystemClock);
+    let authenticator = Authenticator::from_config(&config.auth, clock.clone())?;
+    let store = Store::new(&store_options(&config.database), clock.clone())?;
+    let pending = store.pending_migrations().await.context("cannot read the schema's version")?;
+    ensure!(
+        pending.is_empty(),
+        "the database lacks {} migration(s): run `keypool migrate`",
+        pending.len()
+    );
+    let upload = upload_policy(&config.upload)?;
+    let pool = KeyPool::open(store, clock, config.pool.clone(), upload).await?;
+    let listener = bind(config.listen).await?;
+    tracing::info!(address = %listener.local_addr()?, "serving");
+    server::serve(listener, pool, authenticator, server_options(&config), stop).await?;
+    tracing::info!("stopped");
+    Ok(())
+}
+
+/// `keypool migrate`: brings the schema up to date.
+///
+/// # Errors
+/// When the database cannot be reached or a migration fails.
+pub async fn migrate(config: &Config) -> anyhow::Result<()> {
+    let store = Store::new(&store_options(&config.database), Arc::new(SystemClock))?;
+    let pending = store.pending_migrations().await?;
+    store.migrate().await?;
+    store.close().await;
+    writeln!(io::stdout(), "{} migration(s) applied; the schema is up to date", pending.len())?;
+    Ok(())
+}
+
+/// What is wrong with the database that a valid configuration names. None: it can serve.
+pub async fn check_database(config: &Config) -> Vec<Finding> {
+    let finding = |message: String| vec![Finding::new("database", message)];
+    let store = match Store::new(&store_options(&config.database), Arc::new(SystemClock)) {
+        Ok(store) => store,
+        Err(error) => return finding(format!("{error:#}")),
+    };
+    match store.pending_migrations().await {
+        Ok(pending) if pending.is_empty() => Vec::new(),
+        Ok(pending) => {
+            finding(format!("lacks {} migration(s): run `keypool migrate`", pending.len()))
+        }
+        Err(error) => finding(format!("{:#}", anyhow::Error::new(error))),
+    }
+}
+
+/// `keypool dev`: a whole keypool in one folder, with a Postgres of its own.
+///
+/// # Errors
+/// When Postgres or the server cannot run.
+pub async fn dev(data: &Path, listen: SocketAddr) -> anyhow::Result<()> {
+    let stop = stop_on_signal()?;
+    let postgres = EmbeddedPostgres::start(data, PostgresOptions::default()).await?;
+    let served = dev_on(&postgres, data, listen, stop).await;
+    let stopped = postgres.stop().await;
+    served.and(stopped)
+}
+
+async fn dev_on(
+    postgres: &EmbeddedPostgres,
+    data: &Path,
+    listen: SocketAddr,
+    stop: CancellationToken,
+) -> anyhow::Result<()> {
+    let clock = Arc::new(SystemClock);
+    let key_file = data.join("dev-key.pem");
+    let keys = KeySet::new(vec![SigningKey::load_or_create(&key_file)?.verifying_key()?])?;
+    let auth = AuthSection::for_audience(DEV_AUDIENCE);
+    let authenticator = Authenticator::new(keys, &auth, clock.clone());
+    let database = DatabaseSection::at(Secret::new(postgres.url()));
+    let store = Store::new(&store_options(&database), clock.clone())?;
+    store.migrate().await?;
+    let upload = upload_policy(&UploadSection::default())?;
+    let pool = KeyPool::open(store, clock, PoolPolicy::default(), upload).await?;
+    let listener = bind(listen).await?;
+    greet(listener.local_addr()?, &key_file)?;
+    let options = ServerOptions {
+        limits: call_limits(&ServerSection::default()),
+        drain_timeout: ServerSection::default().drain_timeout,
+        sweep: SweepPolicy::default(),
+    };
+    server::serve(listener, pool, authenticator, options, stop).await
+}
+
+fn greet(address: SocketAddr, key_file: &Path) -> io::Result<()> {
+    let key = key_file.display();
+    writeln!(
+        io::stdout(),
+        "keypool serves on {address}; Ctrl-C stops it.\n\nTo try next:\n\
+         \x20 grpcurl -plaintext {address} describe keypool.v1.KeyPackageService\n\
+         \x20 TOKEN=$(keypool token --user bob --client phone --key {key})\n\
+         \x20 grpcurl -plaintext -H \"authorization: Bearer $TOKEN\" {address} \
+         keypool.v1.KeyPackageService/GetPoolStatus\n"
+    )?;
+    io::stdout().flush()
+}
+
+async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address}"))
+}
+
+/// Cancelled by the first SIGTERM or SIGINT; the second one ends the process as it would without
+/// this.
+fn stop_on_signal() -> anyhow::Result<CancellationToken> {
+    let stop = CancellationToken::new();
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let told = stop.clone();
+    tokio::spawn(async move {
+        for told_twice in [false, true] {
+            tokio::select! { _ = terminate.recv() => {} _ = interrupt.recv() => {} }
+            if told_twice {
+                tracing::warn!("told to stop twice: calls in flight are cut off");
+                std::process::exit(130);
+            }
+            told.cancel();
+        }
+    });
+    Ok(stop)
+}
+
+fn store_options(section: &DatabaseSection) -> StoreOptions {
+    StoreOptions {
+        url: section.url.expose().to_owned(),
+        max_connections: section.max_connections,
+        acquire_timeout: section.acquire_timeout,
+        statement_timeout: section.statement_timeout,
+    }
+}
+
+fn call_limits(section: &ServerSection) -> CallLimits {
+    CallLimits {
+        // A u32 fits on every platform that this runs on.
+        max_concurrent: usize::try_from(section.max_concurrent_requests).unwrap_or(usize::MAX),
+        timeout: section.request_timeout,
+    }
+}
+
+fn server_options(config: &Config) -> ServerOptions {
+    ServerOptions {
+        limits: call_limits(&config.server),
+        drain_timeout: config.server.drain_timeout,
+        sweep: SweepPolicy {
+            // Bounded by the configuration to a year.
+            interval: config.sweeper.interval.try_into().unwrap_or(time::Duration::MAX),
+            batch: config.sweeper.batch,
+            tombstone_retention: config
+                .sweeper
+                .tombstone_retention
+                .try_into()
+                .unwrap_or(time::Duration::MAX),
+            ..SweepPolicy::default()
+        },
+    }
+}
+
+fn upload_policy(section: &UploadSection) -> anyhow::Result<UploadPolicy> {
+    Ok(UploadPolicy {
+        cipher_suites: section.cipher_suites.clone(),
+        max_lifetime: section.max_lifetime.try_into()?,
+        clock_skew: section.clock_skew.try_into()?,
+        credential_identity: IdentityTemplate::parse(&section.credential_identity)?,
+        ..UploadPolicy::default()
+    })
+}
