@@ -9,6 +9,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let files = [
         "proto/keypool/v1/error_reason.proto",
         "proto/keypool/v1/key_package_service.proto",
+        "proto/keypool/v1/pool_event.proto",
         "proto/keypool/v1/pool_status.proto",
     ];
     // Source info carries the comments, so that reflection shows the documentation too.

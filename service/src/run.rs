@@ -5,6 +5,7 @@ use std::{
     net::SocketAddr,
     path::Path,
     sync::Arc,
+    time::Duration,
 };
 
 use anyhow::{Context as _, ensure};
@@ -15,7 +16,10 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    config::{AuthSection, Config, DatabaseSection, Finding, Secret, ServerSection, UploadSection},
+    config::{
+        AuthSection, Config, DatabaseSection, Finding, Secret, ServerSection, SweeperSection,
+        UploadSection,
+    },
     dev::{EmbeddedPostgres, PostgresOptions},
     domain::{
         clock::SystemClock,
@@ -26,7 +30,7 @@ use crate::{
         CallLimits,
         auth::{Authenticator, KeySet},
     },
-    pool::{KeyPool, SweepPolicy},
+    pool::{KeyPool, SweepPolicy, WatchLimits},
     server::{self, ServerOptions},
     store::{Store, StoreOptions},
     token::SigningKey,
@@ -55,7 +59,8 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
     let pool = KeyPool::open(store, clock, config.pool.clone(), upload).await?;
     let listener = bind(config.listen).await?;
     tracing::info!(address = %listener.local_addr()?, "serving");
-    server::serve(listener, pool, authenticator, server_options(&config), stop).await?;
+    let options = server_options(&config.server, &config.sweeper);
+    server::serve(listener, pool, authenticator, options, stop).await?;
     tracing::info!("stopped");
     Ok(())
 }
@@ -119,11 +124,7 @@ async fn dev_on(
     let pool = KeyPool::open(store, clock, PoolPolicy::default(), upload).await?;
     let listener = bind(listen).await?;
     greet(listener.local_addr()?, &key_file)?;
-    let options = ServerOptions {
-        limits: call_limits(&ServerSection::default()),
-        drain_timeout: ServerSection::default().drain_timeout,
-        sweep: SweepPolicy::default(),
-    };
+    let options = server_options(&ServerSection::default(), &SweeperSection::default());
     server::serve(listener, pool, authenticator, options, stop).await
 }
 
@@ -173,27 +174,26 @@ fn store_options(section: &DatabaseSection) -> StoreOptions {
     }
 }
 
-fn call_limits(section: &ServerSection) -> CallLimits {
-    CallLimits {
-        // A u32 fits on every platform that this runs on.
-        max_concurrent: usize::try_from(section.max_concurrent_requests).unwrap_or(usize::MAX),
-        timeout: section.request_timeout,
-    }
-}
-
-fn server_options(config: &Config) -> ServerOptions {
+fn server_options(server: &ServerSection, sweeper: &SweeperSection) -> ServerOptions {
+    // Numbers and times are bounded by the configuration, so that none is out of range.
+    let days = sweeper.event_retention.as_secs() / (24 * 60 * 60);
+    let span = |given: Duration| time::Duration::try_from(given).unwrap_or(time::Duration::MAX);
     ServerOptions {
-        limits: call_limits(&config.server),
-        drain_timeout: config.server.drain_timeout,
+        limits: CallLimits {
+            max_concurrent: usize::try_from(server.max_concurrent_requests).unwrap_or(usize::MAX),
+            timeout: server.request_timeout,
+            watch: WatchLimits {
+                per_client: usize::try_from(server.max_watches_per_client).unwrap_or(usize::MAX),
+                max_age: server.max_connection_age,
+            },
+        },
+        drain_timeout: server.drain_timeout,
+        max_connection_age: server.max_connection_age,
         sweep: SweepPolicy {
-            // Bounded by the configuration to a year.
-            interval: config.sweeper.interval.try_into().unwrap_or(time::Duration::MAX),
-            batch: config.sweeper.batch,
-            tombstone_retention: config
-                .sweeper
-                .tombstone_retention
-                .try_into()
-                .unwrap_or(time::Duration::MAX),
+            interval: span(sweeper.interval),
+            batch: sweeper.batch,
+            tombstone_retention: span(sweeper.tombstone_retention),
+            event_retention_days: u16::try_from(days).unwrap_or(u16::MAX),
             ..SweepPolicy::default()
         },
     }

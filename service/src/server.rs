@@ -41,6 +41,9 @@ pub struct ServerOptions {
     pub limits: CallLimits,
     /// How long calls in flight may take to finish once the server is told to stop.
     pub drain_timeout: Duration,
+    /// A connection is closed after about this time, so that a rollout and the balancing of load
+    /// reach it.
+    pub max_connection_age: Duration,
     /// How the sweeper works.
     pub sweep: SweepPolicy,
 }
@@ -57,7 +60,7 @@ pub async fn serve(
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
     let (health, health_service) = tonic_health::server::health_reporter();
-    let service = Service::new(GrpcService::new(pool.clone(), options.limits))
+    let service = Service::new(GrpcService::new(pool.clone(), options.limits, stop.clone()))
         .max_decoding_message_size(MAX_REQUEST_BYTES);
     let background = tokio::spawn(watch_health(health, pool.store().clone(), stop.clone()));
     let sweeper = tokio::spawn({
@@ -65,7 +68,13 @@ pub async fn serve(
         async move { pool.run_sweeper(policy, stop).await }
     });
 
+    let watching = tokio::spawn({
+        let (pool, stop) = (pool.clone(), stop.clone());
+        async move { pool.run_watch(stop).await }
+    });
+
     let serving = Server::builder()
+        .max_connection_age(options.max_connection_age)
         .http2_keepalive_interval(Some(Duration::from_secs(30)))
         .http2_keepalive_timeout(Some(Duration::from_secs(20)))
         .layer(SetRequestIdLayer::new(REQUEST_ID, MakeRequestUuid))
@@ -97,7 +106,7 @@ pub async fn serve(
             "calls were still in flight after {:?}", options.drain_timeout)),
     };
     stop.cancel();
-    for task in [background, sweeper] {
+    for task in [background, sweeper, watching] {
         task.await.context("a background task failed")?;
     }
     pool.store().close().await;

@@ -77,7 +77,8 @@ pub struct Config {
     pub auth: AuthSection,
     /// `[pool]`. Defaults: `low_watermark` 8, `target` 32, `hard_cap` 64 (each a number of
     /// KeyPackages of one cipher suite), `min_remaining_lifetime` 1h, `default_ttl` 60s,
-    /// `max_ttl` 10m, `lapse` "return", `refill_spread` 5m.
+    /// `max_ttl` 10m, `lapse` "return", `refill_spread` 5m, `fair_share` true,
+    /// `max_open_reservations_per_pool` 2.
     pub pool: PoolPolicy,
     /// `[upload]`
     pub upload: UploadSection,

@@ -35,6 +35,14 @@ pub(super) fn read_pool(source: &mut Source) -> PoolPolicy {
             })
             .unwrap_or(default.lapse),
         refill_spread,
+        fair_share: source
+            .read("pool.fair_share", |given| given.boolean())
+            .unwrap_or(default.fair_share),
+        max_open_reservations_per_pool: source.number(
+            "pool.max_open_reservations_per_pool",
+            default.max_open_reservations_per_pool,
+            1..=1000,
+        ),
     }
 }
 

@@ -57,11 +57,18 @@ pub struct SweeperSection {
     /// `tombstone_retention`: how long a spent package is remembered past its `not_after`.
     /// Default 24h.
     pub tombstone_retention: Duration,
+    /// `event_retention`: how long events are kept, in whole days. At least 7d. Default 90d.
+    pub event_retention: Duration,
 }
 
 impl Default for SweeperSection {
     fn default() -> Self {
-        Self { interval: 10 * SECOND, batch: 500, tombstone_retention: DAY }
+        Self {
+            interval: 10 * SECOND,
+            batch: 500,
+            tombstone_retention: DAY,
+            event_retention: 90 * DAY,
+        }
     }
 }
 
@@ -76,6 +83,11 @@ impl SweeperSection {
                 default.tombstone_retention,
                 Duration::ZERO..=YEAR,
             ),
+            event_retention: source.duration(
+                "sweeper.event_retention",
+                default.event_retention,
+                7 * DAY..=10 * YEAR,
+            ),
         }
     }
 }
@@ -89,6 +101,12 @@ pub struct ServerSection {
     pub max_concurrent_requests: u32,
     /// `request_timeout`: a call that takes longer is given up. Default 10s.
     pub request_timeout: Duration,
+    /// `max_connection_age`: connections and streams are closed after about this time, so that
+    /// clients find new replicas. Default 30m.
+    pub max_connection_age: Duration,
+    /// `max_watches_per_client`: how many WatchPoolStatus streams one client may hold on a
+    /// replica. Default 4.
+    pub max_watches_per_client: u32,
 }
 
 impl Default for ServerSection {
@@ -97,6 +115,8 @@ impl Default for ServerSection {
             drain_timeout: 25 * SECOND,
             max_concurrent_requests: 1024,
             request_timeout: 10 * SECOND,
+            max_connection_age: 30 * MINUTE,
+            max_watches_per_client: 4,
         }
     }
 }
@@ -119,6 +139,16 @@ impl ServerSection {
                 "server.request_timeout",
                 default.request_timeout,
                 MILLISECOND..=10 * MINUTE,
+            ),
+            max_connection_age: source.duration(
+                "server.max_connection_age",
+                default.max_connection_age,
+                SECOND..=7 * DAY,
+            ),
+            max_watches_per_client: source.number(
+                "server.max_watches_per_client",
+                default.max_watches_per_client,
+                1..=1000,
             ),
         }
     }

@@ -42,6 +42,15 @@ impl Given {
     }
 
     /// A whole number; `0x` introduces a hexadecimal one.
+    pub(super) fn boolean(self) -> Result<bool, String> {
+        match self {
+            Self::File(toml::Value::Boolean(value)) => Ok(value),
+            Self::Variable(text) if text == "true" => Ok(true),
+            Self::Variable(text) if text == "false" => Ok(false),
+            _ => Err("must be true or false".into()),
+        }
+    }
+
     pub(super) fn integer(self) -> Result<u64, String> {
         let number = match self {
             Self::File(Value::Integer(number)) => u64::try_from(number).ok(),

@@ -56,6 +56,15 @@ pub enum Error {
     /// No package of the cipher suite with the capabilities.
     #[error("no KeyPackage of this cipher suite with these capabilities")]
     NoCompatibleKeyPackage,
+    /// The caller holds its fair share of the pool already.
+    #[error("the caller holds its fair share of this pool already")]
+    Quota,
+    /// The pool belongs to someone else.
+    #[error("the pool belongs to someone else")]
+    NotYourPool,
+    /// The caller calls too often, or holds too many streams.
+    #[error("too many {0}")]
+    RateLimited(&'static str),
     /// The reservation lapsed and its package is gone or someone else's.
     #[error("the reservation lapsed, and its KeyPackage is gone or someone else's")]
     ReservationLost,

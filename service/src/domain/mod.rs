@@ -5,6 +5,7 @@ pub mod capabilities;
 pub mod clock;
 pub mod crypto;
 pub mod error;
+pub mod event;
 pub mod ids;
 pub mod key_package;
 pub mod policy;

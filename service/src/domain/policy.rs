@@ -4,6 +4,9 @@ use time::{Duration, OffsetDateTime};
 
 use super::pool::{CipherSuiteStatus, Health, PoolStatus, SuiteCounts};
 
+/// A caller who has not drawn from a pool for this long is a newcomer to it again.
+pub const NEWCOMER_AFTER: Duration = Duration::hours(24);
+
 /// What becomes of a package whose reservation lapsed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LapsePolicy {
@@ -11,6 +14,17 @@ pub enum LapsePolicy {
     Return,
     /// It is burned: never issued again, but a late Spend is still recorded.
     Burn,
+}
+
+/// How much of one pool a caller may have, so that single use survives those who drain pools.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FairShare {
+    /// How many reservations of one pool a caller may hold at once.
+    pub max_open_reservations: u32,
+    /// So many available packages of a cipher suite, the low watermark, go to newcomers only.
+    pub spared_for_newcomers: u32,
+    /// A caller who has not drawn a one-time package from a pool for this long is a newcomer.
+    pub newcomer_after: Duration,
 }
 
 /// The limits of every pool.
@@ -32,6 +46,10 @@ pub struct PoolPolicy {
     pub lapse: LapsePolicy,
     /// A recommended upload is spread over this time.
     pub refill_spread: Duration,
+    /// Whether callers are held to their fair share.
+    pub fair_share: bool,
+    /// How many reservations of one pool a caller may hold at once.
+    pub max_open_reservations_per_pool: u32,
 }
 
 impl Default for PoolPolicy {
@@ -45,6 +63,8 @@ impl Default for PoolPolicy {
             max_ttl: Duration::minutes(10),
             lapse: LapsePolicy::Return,
             refill_spread: Duration::minutes(5),
+            fair_share: true,
+            max_open_reservations_per_pool: 2,
         }
     }
 }
@@ -53,6 +73,15 @@ impl PoolPolicy {
     /// How long a reservation lives for which `wanted` was asked.
     pub fn ttl(&self, wanted: Option<Duration>) -> Duration {
         wanted.unwrap_or(self.default_ttl).min(self.max_ttl)
+    }
+
+    /// What fair share means for a Reserve; none when it is off.
+    pub fn fair_share(&self) -> Option<FairShare> {
+        self.fair_share.then_some(FairShare {
+            max_open_reservations: self.max_open_reservations_per_pool,
+            spared_for_newcomers: self.low_watermark,
+            newcomer_after: NEWCOMER_AFTER,
+        })
     }
 
     /// How a cipher suite with these many available packages stands.

@@ -5,7 +5,7 @@ use time::{Duration, OffsetDateTime};
 use super::ids::{CipherSuite, KeyPackageRef};
 
 /// How a pool stands, as its worst cipher suite does. Ordered from best to worst.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Health {
     /// Every cipher suite is above its low watermark.
     Healthy,
@@ -16,7 +16,7 @@ pub enum Health {
 }
 
 /// The pool of one client, and what its owner should do.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct PoolStatus {
     /// One entry for each cipher suite, ascending.
     pub cipher_suites: Vec<CipherSuiteStatus>,
@@ -29,7 +29,7 @@ pub struct PoolStatus {
 }
 
 /// What the store counts for one cipher suite of a pool. Counts are of one-time packages.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct SuiteCounts {
     /// The cipher suite.
     pub cipher_suite: CipherSuite,
@@ -48,7 +48,7 @@ pub struct SuiteCounts {
 }
 
 /// The counts of one cipher suite, and what its owner should do.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct CipherSuiteStatus {
     /// The counts.
     pub counts: SuiteCounts,
@@ -63,7 +63,7 @@ pub struct CipherSuiteStatus {
 }
 
 /// The last resort package of a pool.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct LastResortStatus {
     /// Its ref.
     pub key_package_ref: KeyPackageRef,

@@ -41,7 +41,8 @@ impl Locator {
         self.generation == 0
     }
 
-    fn encode(&self) -> [u8; BODY] {
+    /// Twenty-five bytes, the version of this encoding first.
+    pub fn encode(&self) -> [u8; BODY] {
         let mut body = [0; BODY];
         body[0] = VERSION;
         body[1..3].copy_from_slice(&self.suite.bucket.get().to_be_bytes());
@@ -52,7 +53,8 @@ impl Locator {
         body
     }
 
-    fn decode(body: &[u8]) -> Option<Self> {
+    /// What [`Locator::encode`] gave; `None` for anything else.
+    pub fn decode(body: &[u8]) -> Option<Self> {
         let (version, rest) = body.split_first()?;
         let (bucket, rest) = rest.split_first_chunk()?;
         let (pool_id, rest) = rest.split_first_chunk()?;

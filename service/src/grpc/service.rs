@@ -1,7 +1,8 @@
 //! The service trait: each RPC parses, calls a use case and answers.
 
-use std::{error::Error as StdError, sync::Arc, time::Duration};
+use std::{error::Error as StdError, pin::Pin, sync::Arc, time::Duration};
 
+use futures_util::{Stream, StreamExt as _};
 use keypool_proto::v1::{self, key_package_service_server::KeyPackageService};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
@@ -12,8 +13,8 @@ use super::{
     convert, status,
 };
 use crate::{
-    domain::{error::Error, ids::ClientKey},
-    pool::KeyPool,
+    domain::error::Error,
+    pool::{KeyPool, WatchLimits},
 };
 
 /// What bounds the calls.
@@ -23,6 +24,8 @@ pub struct CallLimits {
     pub max_concurrent: usize,
     /// How long one call may take.
     pub timeout: Duration,
+    /// What bounds the streams.
+    pub watch: WatchLimits,
 }
 
 /// `keypool.v1.KeyPackageService` on a [`KeyPool`].
@@ -31,31 +34,40 @@ pub struct GrpcService {
     pool: KeyPool,
     places: Arc<Semaphore>,
     limits: CallLimits,
+    stop: CancellationToken,
 }
 
 impl GrpcService {
-    /// Serves `pool` within `limits`.
-    pub fn new(pool: KeyPool, limits: CallLimits) -> Self {
-        Self { pool, places: Arc::new(Semaphore::new(limits.max_concurrent)), limits }
+    /// Serves `pool` within `limits`; `stop` ends its streams.
+    pub fn new(pool: KeyPool, limits: CallLimits, stop: CancellationToken) -> Self {
+        Self { pool, places: Arc::new(Semaphore::new(limits.max_concurrent)), limits, stop }
     }
 
-    /// Runs one call of a caller with `scope`, within the limits.
+    /// Runs one call of a caller with one of `scopes`, within the limits.
     async fn call<Q, A>(
         &self,
         request: Request<Q>,
-        scope: Scope,
-        work: impl AsyncFnOnce(&KeyPool, &ClientKey, Q) -> Result<A, Error>,
+        scopes: &[Scope],
+        work: impl AsyncFnOnce(&KeyPool, &Caller, Q) -> Result<A, Error>,
     ) -> Result<Response<A>, Status> {
-        let caller = request.extensions().get::<Caller>().cloned();
         let call = async {
-            let caller = caller.ok_or(Error::TokenMissing)?;
-            caller.require(scope)?;
+            let caller = allowed(&request, scopes)?;
             let _place = self.places.try_acquire().map_err(|_| Error::Overloaded)?;
-            work(&self.pool, &caller.key, request.into_inner()).await
+            work(&self.pool, &caller, request.into_inner()).await
         };
         let answer = tokio::time::timeout(self.limits.timeout, call).await;
         answer.unwrap_or(Err(Error::Overloaded)).map(Response::new).map_err(|error| refuse(&error))
     }
+}
+
+/// The caller, if it has one of `scopes`.
+fn allowed<Q>(request: &Request<Q>, scopes: &[Scope]) -> Result<Caller, Error> {
+    let caller = request.extensions().get::<Caller>().ok_or(Error::TokenMissing)?;
+    let [first, others @ ..] = scopes else { return Ok(caller.clone()) };
+    if !others.iter().any(|scope| caller.scopes.contains(*scope)) {
+        caller.require(*first)?;
+    }
+    Ok(caller.clone())
 }
 
 /// Lets a call in when its token is good and the server is not about to stop. Runs before the
@@ -99,9 +111,9 @@ impl KeyPackageService for GrpcService {
         &self,
         request: Request<v1::UploadKeyPackagesRequest>,
     ) -> Result<Response<v1::UploadKeyPackagesResponse>, Status> {
-        self.call(request, Scope::Publish, async |pool, caller, request| {
-            let packages = convert::upload(request)?;
-            let (results, status) = pool.upload(caller, packages).await?;
+        self.call(request, &[Scope::Publish], async |pool, caller, request| {
+            let (packages, mode) = convert::upload(request)?;
+            let (results, status) = pool.upload(&caller.key, packages, mode).await?;
             Ok(convert::uploaded(results, status))
         })
         .await
@@ -111,9 +123,9 @@ impl KeyPackageService for GrpcService {
         &self,
         request: Request<v1::ReserveKeyPackagesRequest>,
     ) -> Result<Response<v1::ReserveKeyPackagesResponse>, Status> {
-        self.call(request, Scope::Reserve, async |pool, caller, request| {
+        self.call(request, &[Scope::Reserve], async |pool, caller, request| {
             let request = convert::reserve(request)?;
-            Ok(convert::reserved(pool.reserve(caller, &request).await?))
+            Ok(convert::reserved(pool.reserve(&caller.key, &request).await?))
         })
         .await
     }
@@ -122,9 +134,9 @@ impl KeyPackageService for GrpcService {
         &self,
         request: Request<v1::SpendKeyPackagesRequest>,
     ) -> Result<Response<v1::SpendKeyPackagesResponse>, Status> {
-        self.call(request, Scope::Reserve, async |pool, caller, request| {
+        self.call(request, &[Scope::Reserve], async |pool, caller, request| {
             let (ids, group_id) = convert::spend(request)?;
-            let spent = pool.spend(caller, &ids, &group_id).await?;
+            let spent = pool.spend(&caller.key, &ids, &group_id).await?;
             Ok(convert::spent(ids, spent))
         })
         .await
@@ -134,9 +146,9 @@ impl KeyPackageService for GrpcService {
         &self,
         request: Request<v1::ReleaseReservationsRequest>,
     ) -> Result<Response<v1::ReleaseReservationsResponse>, Status> {
-        self.call(request, Scope::Reserve, async |pool, caller, request| {
+        self.call(request, &[Scope::Reserve], async |pool, caller, request| {
             let ids = convert::release(request)?;
-            let released = pool.release(caller, &ids).await?;
+            let released = pool.release(&caller.key, &ids).await?;
             Ok(convert::released(ids, released))
         })
         .await
@@ -146,8 +158,44 @@ impl KeyPackageService for GrpcService {
         &self,
         request: Request<v1::GetPoolStatusRequest>,
     ) -> Result<Response<v1::PoolStatus>, Status> {
-        self.call(request, Scope::Publish, async |pool, caller, _| {
-            Ok(convert::pool_status(pool.status(caller).await?))
+        self.call(request, &[Scope::Publish], async |pool, caller, _| {
+            Ok(convert::pool_status(pool.status(&caller.key).await?))
+        })
+        .await
+    }
+
+    type WatchPoolStatusStream = Pin<Box<dyn Stream<Item = Result<v1::PoolStatus, Status>> + Send>>;
+
+    async fn watch_pool_status(
+        &self,
+        request: Request<v1::WatchPoolStatusRequest>,
+    ) -> Result<Response<Self::WatchPoolStatusStream>, Status> {
+        let opened = allowed(&request, &[Scope::Publish])
+            .and_then(|caller| self.pool.watch(&caller.key, self.limits.watch, self.stop.clone()));
+        let statuses = opened.map_err(|error| refuse(&error))?;
+        Ok(Response::new(Box::pin(
+            statuses.map(|status| status.map(convert::pool_status).map_err(|error| refuse(&error))),
+        )))
+    }
+
+    async fn revoke_key_packages(
+        &self,
+        request: Request<v1::RevokeKeyPackagesRequest>,
+    ) -> Result<Response<v1::RevokeKeyPackagesResponse>, Status> {
+        self.call(request, &[Scope::Publish], async |pool, caller, request| {
+            let (client, selection) = convert::revoke(request)?;
+            Ok(convert::revoked(pool.revoke(&caller.key, client, selection).await?))
+        })
+        .await
+    }
+
+    async fn list_pool_events(
+        &self,
+        request: Request<v1::ListPoolEventsRequest>,
+    ) -> Result<Response<v1::ListPoolEventsResponse>, Status> {
+        self.call(request, &[Scope::Publish, Scope::Audit], async |pool, caller, request| {
+            let request = convert::event_request(caller, request)?;
+            Ok(convert::event_page(pool.events(request).await?))
         })
         .await
     }

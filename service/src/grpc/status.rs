@@ -10,6 +10,8 @@ use crate::domain::error::Error;
 
 /// When to come back after [`Error::Overloaded`]: a batch of statements later.
 const OVERLOADED_RETRY: Duration = Duration::from_millis(200);
+/// When to come back after [`Error::RateLimited`].
+const RATE_LIMITED_RETRY: Duration = Duration::from_secs(5);
 /// When to come back after [`Error::StoreUnavailable`]: a failover takes seconds.
 const STORE_RETRY: Duration = Duration::from_secs(1);
 
@@ -28,6 +30,9 @@ pub fn code_and_reason(error: &Error) -> (Code, ErrorReason) {
         Error::NoCompatibleKeyPackage => {
             (Code::FailedPrecondition, ErrorReason::NoCompatibleKeyPackage)
         }
+        Error::Quota => (Code::FailedPrecondition, ErrorReason::Quota),
+        Error::NotYourPool => (Code::PermissionDenied, ErrorReason::NotYourPool),
+        Error::RateLimited(_) => (Code::ResourceExhausted, ErrorReason::RateLimited),
         Error::ReservationLost => (Code::FailedPrecondition, ErrorReason::ReservationLost),
         Error::ReservationNotHeld => (Code::FailedPrecondition, ErrorReason::ReservationNotHeld),
         Error::GroupMismatch => (Code::FailedPrecondition, ErrorReason::GroupMismatch),
@@ -67,6 +72,7 @@ fn metadata(error: &Error) -> HashMap<String, String> {
 fn retry_after(error: &Error) -> Option<Duration> {
     match error {
         Error::Overloaded => Some(OVERLOADED_RETRY),
+        Error::RateLimited(_) => Some(RATE_LIMITED_RETRY),
         Error::StoreUnavailable(_) => Some(STORE_RETRY),
         Error::ShuttingDown => Some(Duration::ZERO),
         _ => None,

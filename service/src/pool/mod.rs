@@ -1,10 +1,13 @@
 //! The use cases: domain in, domain out. Each asks the policy and calls one verb of the store.
 
+mod events;
 mod reserve;
+mod revoke;
 mod settle;
 mod status;
 mod sweep;
 mod upload;
+mod watch;
 
 use std::sync::Arc;
 
@@ -16,10 +19,13 @@ use crate::{
     store::Store,
 };
 
+pub use events::{EventPage, EventRequest};
 pub use reserve::{MAX_CLIENTS, Reservation, ReserveRequest, ReserveResult, Target, Unavailable};
+pub use revoke::Selection;
 pub use settle::{Released, Spent};
 pub use sweep::{SweepPolicy, SweepReport};
-pub use upload::{UploadOutcome, UploadResult};
+pub use upload::{UploadMode, UploadOutcome, UploadResult};
+pub use watch::WatchLimits;
 
 /// All pools, and the rules that hold for them.
 #[derive(Debug, Clone)]
@@ -30,6 +36,7 @@ pub struct KeyPool {
     upload_policy: Arc<UploadPolicy>,
     reservation_key: Arc<ReservationKey>,
     validation: Arc<tokio::sync::Semaphore>,
+    watch: Arc<watch::Hub>,
 }
 
 impl KeyPool {
@@ -53,6 +60,7 @@ impl KeyPool {
             upload_policy: Arc::new(upload_policy),
             reservation_key: Arc::new(ReservationKey::new(&secret)),
             validation: Arc::new(tokio::sync::Semaphore::new(cores)),
+            watch: Arc::default(),
         })
     }
 

@@ -80,6 +80,8 @@ pub enum Unavailable {
     PoolExhausted,
     /// Nothing of this cipher suite with these capabilities.
     NoCompatibleKeyPackage,
+    /// The caller holds its fair share of the pool already.
+    Quota,
 }
 
 impl From<Unavailable> for Error {
@@ -87,6 +89,7 @@ impl From<Unavailable> for Error {
         match reason {
             Unavailable::PoolExhausted => Self::PoolExhausted,
             Unavailable::NoCompatibleKeyPackage => Self::NoCompatibleKeyPackage,
+            Unavailable::Quota => Self::Quota,
         }
     }
 }
@@ -127,11 +130,13 @@ impl KeyPool {
                 ttl: self.policy.ttl(request.ttl),
                 min_remaining_lifetime: self.policy.min_remaining_lifetime,
                 lapse: self.policy.lapse,
+                fair_share: self.policy.fair_share(),
                 last_resort: request.last_resort,
                 all_or_nothing: request.all_or_nothing,
                 asks: &asks,
             })
             .await?;
+        self.watch.touch_all(&self.policy, asks.iter().map(|ask| &ask.owner).zip(&outcomes));
         let mut outcomes = outcomes.into_iter();
         let mut first_refusal = None;
         let mut refuse = |reason| {
@@ -147,6 +152,7 @@ impl KeyPool {
                     // Never shown: the call fails by the refusal of another client.
                     Some(ReserveOutcome::Withheld) => Err(Unavailable::PoolExhausted),
                     Some(ReserveOutcome::Exhausted) | None => refuse(Unavailable::PoolExhausted),
+                    Some(ReserveOutcome::Quota) => refuse(Unavailable::Quota),
                     Some(ReserveOutcome::Incompatible) => {
                         refuse(Unavailable::NoCompatibleKeyPackage)
                     }

@@ -3,10 +3,19 @@
 use std::time::Duration as StdDuration;
 
 use time::Duration;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::KeyPool;
-use crate::{domain::error::Error, store::Swept};
+use crate::{
+    domain::{error::Error, policy::NEWCOMER_AFTER},
+    store::Swept,
+};
+
+/// How many days ahead the event log has its partitions.
+const PARTITIONS_AHEAD: u16 = 7;
+/// How often the log's partitions are looked after.
+const TEND_INTERVAL: StdDuration = StdDuration::from_secs(3600);
 
 /// How the sweeper works.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -19,6 +28,8 @@ pub struct SweepPolicy {
     pub tombstone_retention: Duration,
     /// How long it is known who drew from which pool, and how last resort grants ended.
     pub draw_retention: Duration,
+    /// How many days events are kept; at least 7.
+    pub event_retention_days: u16,
 }
 
 impl Default for SweepPolicy {
@@ -27,7 +38,8 @@ impl Default for SweepPolicy {
             interval: Duration::seconds(10),
             batch: 500,
             tombstone_retention: Duration::hours(24),
-            draw_retention: Duration::hours(24),
+            draw_retention: NEWCOMER_AFTER,
+            event_retention_days: 90,
         }
     }
 }
@@ -39,6 +51,8 @@ pub struct SweepReport {
     pub lapsed: u64,
     /// Packages that expired, last resort ones among them.
     pub expired: u64,
+    /// Packages that came near their not_after.
+    pub expiring: u64,
     /// Refs and tombstones that are forgotten.
     pub forgotten: u64,
     /// Draws and last resort grants that are forgotten.
@@ -55,11 +69,36 @@ impl KeyPool {
         let (remembered, drawn) = (policy.tombstone_retention, policy.draw_retention);
         Ok(SweepReport {
             lapsed: store.sweep_lapsed(batch, self.policy.lapse).await?,
-            expired: drain(|| store.sweep_expired(batch)).await?,
-            forgotten: drain(|| store.forget_packages(batch, remembered)).await?,
-            forgotten_draws: drain(|| store.forget_draws(batch, drawn)).await?
-                + drain(|| store.forget_grants(batch, drawn)).await?,
+            expired: self.drain(|| store.sweep_expired(batch)).await?,
+            expiring: self.drain(|| store.sweep_expiring(batch)).await?,
+            forgotten: self.drain(|| store.forget_packages(batch, remembered)).await?,
+            forgotten_draws: self.drain(|| store.forget_draws(batch, drawn)).await?
+                + self.drain(|| store.forget_grants(batch, drawn)).await?,
         })
+    }
+
+    /// Repeats a pass until nothing more is due, and lets the owners it names hear of it.
+    async fn drain<P>(&self, pass: impl Fn() -> P) -> Result<u64, Error>
+    where
+        P: Future<Output = Result<Swept, Error>>,
+    {
+        let mut total = 0;
+        loop {
+            let Swept { ended, owners, more } = pass().await?;
+            total += ended;
+            owners.iter().for_each(|owner| self.watch.touch(owner, true));
+            if !more {
+                return Ok(total);
+            }
+        }
+    }
+
+    /// Makes the event log's partitions of the next days, and drops those that are too old.
+    ///
+    /// # Errors
+    /// When the store cannot do it.
+    pub async fn tend_log(&self, policy: &SweepPolicy) -> Result<(), Error> {
+        self.store.tend_event_partitions(PARTITIONS_AHEAD, policy.event_retention_days).await
     }
 
     /// Sweeps again and again until told to stop. A sweep that fails is logged and tried again
@@ -68,31 +107,23 @@ impl KeyPool {
         let rest = StdDuration::try_from(policy.interval).unwrap_or_default();
         // Replicas that start together do not sweep together.
         let mut pause = rest.mul_f64(rand::random());
+        let mut tend_at = Instant::now();
         while stop.run_until_cancelled(tokio::time::sleep(pause)).await.is_some() {
             pause = rest;
-            match self.sweep(&policy).await {
-                Ok(report) if report == SweepReport::default() => {}
-                Ok(SweepReport { lapsed, expired, forgotten, forgotten_draws }) => {
-                    tracing::info!(lapsed, expired, forgotten, forgotten_draws, "swept");
+            let swept = async {
+                if Instant::now() >= tend_at {
+                    self.tend_log(&policy).await?;
+                    tend_at = Instant::now() + TEND_INTERVAL;
                 }
+                self.sweep(&policy).await
+            };
+            match swept.await {
+                Ok(report) if report == SweepReport::default() => {}
+                Ok(report) => tracing::info!(?report, "swept"),
                 Err(error) => {
                     tracing::warn!(error = &error as &dyn std::error::Error, "the sweep failed");
                 }
             }
-        }
-    }
-}
-
-async fn drain<P>(pass: impl Fn() -> P) -> Result<u64, Error>
-where
-    P: Future<Output = Result<Swept, Error>>,
-{
-    let mut total = 0;
-    loop {
-        let Swept { ended, more } = pass().await?;
-        total += ended;
-        if !more {
-            return Ok(total);
         }
     }
 }

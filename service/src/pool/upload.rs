@@ -15,6 +15,16 @@ use crate::{
     store::{StoreOutcome, UploadLimits},
 };
 
+/// What an upload does besides adding.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum UploadMode {
+    /// Nothing.
+    Add,
+    /// It revokes the client's packages whose signature key or credential is not among those
+    /// uploaded.
+    ReplaceOtherCredentials,
+}
+
 /// What became of one package.
 #[derive(Debug)]
 pub struct UploadResult {
@@ -57,6 +67,7 @@ impl KeyPool {
         &self,
         caller: &ClientKey,
         packages: Vec<Vec<u8>>,
+        mode: UploadMode,
     ) -> Result<(Vec<UploadResult>, PoolStatus), Error> {
         let mut checked = self.validate_all(caller, packages).await?;
         refuse_duplicates(&mut checked);
@@ -65,7 +76,10 @@ impl KeyPool {
         let outcomes = if valid.is_empty() {
             Vec::new()
         } else {
-            let limits = UploadLimits { hard_cap: self.policy.hard_cap };
+            let limits = UploadLimits {
+                hard_cap: self.policy.hard_cap,
+                replace_others: mode == UploadMode::ReplaceOtherCredentials,
+            };
             self.store.upload(caller, random_id(), &valid, limits).await?
         };
         let mut outcomes = outcomes.into_iter();

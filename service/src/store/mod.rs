@@ -3,12 +3,15 @@
 //! Every statement takes the time as its first parameter: null in production, where the
 //! database's clock decides for all replicas alike.
 
+mod events;
 mod reserve;
+mod revoke;
 mod row;
 mod settle;
 mod status;
 mod sweep;
 mod upload;
+mod watch;
 
 use std::{str::FromStr as _, sync::Arc, time::Duration};
 
@@ -22,11 +25,14 @@ use time::OffsetDateTime;
 
 use crate::domain::{clock::Clock, error::Error, policy::LapsePolicy};
 
+pub use events::{EventPools, EventQuery};
 pub use reserve::{ReserveAsk, ReserveBatch, ReserveOutcome, Reserved};
+pub use revoke::{Revocation, Revoked, Signer};
 pub use settle::{SettleBatch, Settled};
 pub use status::PoolCounts;
 pub use sweep::Swept;
 pub use upload::{StoreOutcome, UploadLimits};
+pub use watch::{Heard, Listener};
 
 /// The schema. Only ever added to.
 pub static MIGRATOR: Migrator = sqlx::migrate!();
@@ -53,6 +59,8 @@ pub struct StoreOptions {
 #[derive(Debug, Clone)]
 pub struct Store {
     pool: PgPool,
+    /// One connection that listens, beside those that work.
+    listen_pool: PgPool,
     clock: Arc<dyn Clock>,
 }
 
@@ -72,6 +80,10 @@ impl Store {
                 // A replica that was cut off must not hold its locks for long.
                 ("idle_in_transaction_session_timeout", "10000".to_owned()),
             ]);
+        let listen_pool = PgPoolOptions::new()
+            .max_connections(1)
+            .acquire_timeout(options.acquire_timeout)
+            .connect_lazy_with(connect.clone());
         let pool = PgPoolOptions::new()
             .max_connections(options.max_connections)
             .acquire_timeout(options.acquire_timeout)
@@ -79,7 +91,7 @@ impl Store {
             // each statement would double the round trips.
             .test_before_acquire(false)
             .connect_lazy_with(connect);
-        Ok(Self { pool, clock })
+        Ok(Self { pool, listen_pool, clock })
     }
 
     /// Brings the schema up to date.
@@ -146,6 +158,7 @@ impl Store {
 
     /// Closes all connections once their statements are done.
     pub async fn close(&self) {
+        self.listen_pool.close().await;
         self.pool.close().await;
     }
 

@@ -9,7 +9,7 @@ use crate::domain::{
     capabilities::Capabilities,
     error::Error,
     ids::{Bucket, CipherSuite, ClientId, ClientKey, GroupId, KeyPackageRef, RequestId, UserId},
-    policy::LapsePolicy,
+    policy::{FairShare, LapsePolicy},
     reservation_id::{Locator, SuiteKey},
 };
 
@@ -32,6 +32,8 @@ pub struct ReserveBatch<'a> {
     pub min_remaining_lifetime: time::Duration,
     /// What becomes of lapsed reservations.
     pub lapse: LapsePolicy,
+    /// How much of one pool a caller may have.
+    pub fair_share: Option<FairShare>,
     /// Whether a last resort package will do.
     pub last_resort: bool,
     /// Whether nothing is reserved unless every pool gives something.
@@ -60,6 +62,8 @@ pub enum ReserveOutcome {
     Exhausted,
     /// Nothing of this cipher suite with these capabilities.
     Incompatible,
+    /// The caller holds its fair share of the pool already.
+    Quota,
 }
 
 /// A package that is the caller's now.
@@ -75,12 +79,16 @@ pub struct Reserved {
     pub not_after: OffsetDateTime,
     /// Until then nobody else gets it.
     pub expires_at: OffsetDateTime,
+    /// How many packages like it the pool has left, as the statement saw it; none for a last
+    /// resort package and for a repeated call.
+    pub left: Option<u32>,
 }
 
 struct ReserveRow {
     ord: i32,
     outcome: String,
     pool_id: i64,
+    left: Option<i64>,
     seq: Option<i64>,
     generation: Option<i32>,
     expires_at: Option<OffsetDateTime>,
@@ -120,9 +128,7 @@ impl Store {
         .map_err(store_error)?;
         let mut clients: HashMap<UserId, Vec<ClientId>> = HashMap::new();
         for row in rows {
-            let invalid = |_| row::impossible("an id that is not one");
-            let user = UserId::parse(row.user_id).map_err(invalid)?;
-            let client = ClientId::parse(row.client_id).map_err(invalid)?;
+            let ClientKey { user, client } = row::client_key(row.user_id, row.client_id)?;
             clients.entry(user).or_default().push(client);
         }
         Ok(clients)
@@ -198,6 +204,9 @@ impl Store {
             burns(batch.lapse),
             batch.last_resort,
             batch.all_or_nothing,
+            batch.fair_share.map(|share| row::bounded(share.max_open_reservations)),
+            batch.fair_share.map_or(0, |share| row::bounded(share.spared_for_newcomers)),
+            seconds(batch.fair_share.map_or(time::Duration::ZERO, |share| share.newcomer_after)),
         )
         .fetch_all(&self.pool)
         .await
@@ -222,6 +231,7 @@ fn outcome(batch: &ReserveBatch<'_>, ask: usize, row: ReserveRow) -> Result<Rese
         "reserved" => reserved(batch, ask, row).map(ReserveOutcome::Reserved),
         "withheld" => Ok(ReserveOutcome::Withheld),
         "exhausted" => Ok(ReserveOutcome::Exhausted),
+        "quota" => Ok(ReserveOutcome::Quota),
         "incompatible" => Ok(ReserveOutcome::Incompatible),
         _ => Err(row::impossible("an unknown outcome of a Reserve")),
     }
@@ -230,6 +240,7 @@ fn outcome(batch: &ReserveBatch<'_>, ask: usize, row: ReserveRow) -> Result<Rese
 fn reserved(batch: &ReserveBatch<'_>, ask: usize, row: ReserveRow) -> Result<Reserved, Error> {
     let ReserveRow {
         pool_id,
+        left,
         seq: Some(seq),
         generation: Some(generation),
         expires_at: Some(expires_at),
@@ -253,5 +264,6 @@ fn reserved(batch: &ReserveBatch<'_>, ask: usize, row: ReserveRow) -> Result<Res
         key_package,
         not_after,
         expires_at,
+        left: left.filter(|_| generation > 0).map(row::count).transpose()?,
     })
 }

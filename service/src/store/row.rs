@@ -2,13 +2,19 @@
 
 use crate::domain::{
     error::Error,
-    ids::CipherSuite,
+    ids::{CipherSuite, ClientId, ClientKey, UserId},
     reservation_id::{Locator, SuiteKey},
 };
 
 /// A row that the schema and the statements rule out.
 pub(super) fn impossible(what: &'static str) -> Error {
     Error::Internal(anyhow::anyhow!("the database holds or answered {what}"))
+}
+
+pub(super) fn client_key(user: String, client: String) -> Result<ClientKey, Error> {
+    let invalid = |_| impossible("an id that is not one");
+    let user = UserId::parse(user).map_err(invalid)?;
+    Ok(ClientKey { user, client: ClientId::parse(client).map_err(invalid)? })
 }
 
 pub(super) fn cipher_suite(number: i32) -> Result<CipherSuite, Error> {
@@ -19,6 +25,11 @@ pub(super) fn cipher_suite(number: i32) -> Result<CipherSuite, Error> {
 
 pub(super) fn count<T: TryFrom<i64>>(number: i64) -> Result<T, Error> {
     T::try_from(number).map_err(|_| impossible("a count that is out of range"))
+}
+
+/// A limit as a statement takes it.
+pub(super) fn bounded(limit: u32) -> i32 {
+    i32::try_from(limit).unwrap_or(i32::MAX)
 }
 
 /// The primary keys of rows as a statement takes them: one array for each column.

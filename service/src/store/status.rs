@@ -12,7 +12,7 @@ use crate::domain::{
 };
 
 /// What counts as expiring soon.
-const EXPIRING_SOON: Duration = Duration::hours(48);
+pub(super) const EXPIRING_SOON: Duration = Duration::hours(48);
 
 /// What the store counts of a pool.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

@@ -4,20 +4,29 @@
 use sqlx::PgConnection;
 use time::{Duration, OffsetDateTime};
 
-use super::{Store, burns, seconds, store_error};
-use crate::domain::{error::Error, policy::LapsePolicy};
+use super::{Store, burns, row, seconds, status::EXPIRING_SOON, store_error};
+use crate::domain::{error::Error, ids::ClientKey, policy::LapsePolicy};
 
 /// The sweeper looks again at reservations that lapsed this long before it last looked: a
 /// statement that was slow to commit, or a row that was locked, may have hidden some.
 const LOOK_BACK: Duration = Duration::minutes(1);
 
 /// What one pass of a sweeper's verb did.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Swept {
     /// How many rows it ended.
     pub ended: u64,
+    /// Whose pools it changed, where their owners should hear of it.
+    pub owners: Vec<ClientKey>,
     /// Whether there may be more.
     pub more: bool,
+}
+
+/// How many packages of a client expired.
+pub(super) struct ExpiredRow {
+    user_id: String,
+    client_id: String,
+    ended: i64,
 }
 
 /// The key of a package that may have expired.
@@ -45,7 +54,7 @@ impl Store {
         .await
         .map_err(store_error)?;
         let mut connection = self.pool.acquire().await.map_err(store_error)?;
-        let ended = self.expire(&mut connection, &due).await.map_err(store_error)?;
+        let expired = self.expire(&mut connection, &due).await.map_err(store_error)?;
         let last_resorts = sqlx::query_file_scalar!(
             "src/store/sql/expire_last_resort.sql",
             self.imposed_now(),
@@ -54,25 +63,73 @@ impl Store {
         .fetch_one(&mut *connection)
         .await
         .map_err(store_error)?;
+        let ended: i64 = expired.iter().map(|row| row.ended).sum();
         // Rows that another statement has locked do not count as more: they would be found again
         // and again.
         let more = ended.max(last_resorts) >= i64::from(limit);
-        Ok(Swept { ended: (ended + last_resorts).unsigned_abs(), more })
+        let owners = expired.into_iter().map(|row| row::client_key(row.user_id, row.client_id));
+        Ok(Swept {
+            ended: (ended + last_resorts).unsigned_abs(),
+            owners: owners.collect::<Result<_, _>>()?,
+            more,
+        })
+    }
+
+    /// The owners of up to `limit` packages that came within 48 hours of their not_after since
+    /// this was last asked.
+    ///
+    /// # Errors
+    /// When the database cannot do it.
+    pub async fn sweep_expiring(&self, limit: u32) -> Result<Swept, Error> {
+        let rows = sqlx::query!(
+            r#"WITH found AS (
+                   SELECT k.bucket, k.pool_id, k.not_after
+                   FROM package k, sweep_cursor c
+                   WHERE c.name = 'expiring' AND k.not_after > c.swept
+                     AND k.not_after <= coalesce($1::timestamptz, now())
+                                        + make_interval(secs => $2)
+                   ORDER BY k.not_after
+                   FETCH FIRST $3 ROWS WITH TIES
+               )
+               SELECT p.user_id, p.client_id, count(*) AS "found!", max(f.not_after) AS "last!"
+               FROM found f JOIN pool p USING (bucket, pool_id)
+               GROUP BY p.user_id, p.client_id"#,
+            self.imposed_now(),
+            seconds(EXPIRING_SOON),
+            i64::from(limit),
+        )
+        .fetch_all(&self.pool)
+        .await
+        .map_err(store_error)?;
+        let found: i64 = rows.iter().map(|row| row.found).sum();
+        if let Some(last) = rows.iter().map(|row| row.last).max() {
+            sqlx::query!(
+                "UPDATE sweep_cursor SET swept = greatest(swept, $1) WHERE name = 'expiring'",
+                last
+            )
+            .execute(&self.pool)
+            .await
+            .map_err(store_error)?;
+        }
+        let owners = rows.into_iter().map(|row| row::client_key(row.user_id, row.client_id));
+        let owners = owners.collect::<Result<_, _>>()?;
+        Ok(Swept { ended: found.unsigned_abs(), owners, more: found >= i64::from(limit) })
     }
 
     pub(super) async fn expire(
         &self,
         connection: &mut PgConnection,
         due: &[Due],
-    ) -> Result<i64, sqlx::Error> {
+    ) -> Result<Vec<ExpiredRow>, sqlx::Error> {
         if due.is_empty() {
-            return Ok(0);
+            return Ok(Vec::new());
         }
         let buckets: Vec<i16> = due.iter().map(|d| d.bucket).collect();
         let pools: Vec<i64> = due.iter().map(|d| d.pool_id).collect();
         let suites: Vec<i32> = due.iter().map(|d| d.cipher_suite).collect();
         let seqs: Vec<i64> = due.iter().map(|d| d.seq).collect();
-        sqlx::query_file_scalar!(
+        sqlx::query_file_as!(
+            ExpiredRow,
             "src/store/sql/expire.sql",
             self.imposed_now(),
             &buckets,
@@ -80,7 +137,7 @@ impl Store {
             &suites,
             &seqs,
         )
-        .fetch_one(connection)
+        .fetch_all(connection)
         .await
     }
 
@@ -178,5 +235,5 @@ impl Store {
 
 fn swept(ended: Result<i64, sqlx::Error>, limit: u32) -> Result<Swept, Error> {
     let ended = ended.map_err(store_error)?;
-    Ok(Swept { ended: ended.unsigned_abs(), more: ended >= i64::from(limit) })
+    Ok(Swept { ended: ended.unsigned_abs(), owners: Vec::new(), more: ended >= i64::from(limit) })
 }

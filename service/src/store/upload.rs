@@ -5,7 +5,7 @@ use std::collections::{HashMap, HashSet};
 use sqlx::{Postgres, Transaction};
 use time::OffsetDateTime;
 
-use super::{MAX_ROUNDS, Store, lost_race, store_error};
+use super::{MAX_ROUNDS, Revocation, Signer, Store, lost_race, store_error};
 use crate::domain::{
     error::Error,
     ids::{Bucket, CipherSuite, ClientKey},
@@ -17,6 +17,8 @@ use crate::domain::{
 pub struct UploadLimits {
     /// At most this many live packages of a cipher suite are kept.
     pub hard_cap: u32,
+    /// Whether the packages of other signers than those uploaded now are revoked.
+    pub replace_others: bool,
 }
 
 /// What became of one package.
@@ -78,9 +80,23 @@ impl Store {
         let due = upload.due_for_expiry().await?;
         self.expire(upload.transaction, &due).await?;
         let known = upload.known(packages).await?;
-        let live = upload.live_counts().await?;
+        // What is about to be revoked takes no room.
+        let keep = limits.replace_others.then(|| signers(packages.iter().copied()));
+        let live = upload.live_counts(keep.as_deref()).await?;
         let outcomes = decide(packages, &known, live, limits);
         upload.store(packages, &outcomes).await?;
+        if limits.replace_others {
+            let accepted = packages.iter().zip(&outcomes).filter(|(_, outcome)| {
+                matches!(outcome, StoreOutcome::Stored | StoreOutcome::AlreadyPresent)
+            });
+            let keep = signers(accepted.map(|(package, _)| *package));
+            // Never empties a pool for an upload of which nothing was accepted.
+            if !keep.is_empty() {
+                let (bucket, pool_id) = (upload.bucket, upload.pool_id);
+                let revocation = Revocation::AllExcept(keep);
+                self.revoke_in(upload.transaction, owner, bucket, pool_id, &revocation).await?;
+            }
+        }
         transaction.commit().await?;
         Ok(outcomes)
     }
@@ -152,12 +168,28 @@ impl Upload<'_, '_> {
         .await
     }
 
-    async fn live_counts(&mut self) -> Result<HashMap<i32, i64>, sqlx::Error> {
+    /// How many packages take room, of `keep` only when it is given.
+    async fn live_counts(
+        &mut self,
+        keep: Option<&[Signer]>,
+    ) -> Result<HashMap<i32, i64>, sqlx::Error> {
+        let keys: Option<Vec<&[u8]>> =
+            keep.map(|keep| keep.iter().map(|s| &s.signature_key_digest[..]).collect());
+        let credentials: Option<Vec<Option<&[u8]>>> = keep.map(|keep| {
+            keep.iter().map(|s| s.credential_digest.as_ref().map(|d| &d[..])).collect()
+        });
         let rows = sqlx::query!(
-            r#"SELECT cipher_suite, count(*) AS "live!" FROM package
-               WHERE bucket = $1 AND pool_id = $2 GROUP BY cipher_suite"#,
+            r#"SELECT cipher_suite, count(*) AS "live!" FROM package k
+               WHERE bucket = $1 AND pool_id = $2 AND revoked_at IS NULL
+                 AND ($3::bytea[] IS NULL
+                      OR EXISTS (SELECT FROM unnest($3, $4::bytea[]) AS kept (s, c)
+                                 WHERE kept.s = k.signature_key_digest
+                                   AND kept.c = k.credential_digest))
+               GROUP BY cipher_suite"#,
             self.bucket,
             self.pool_id,
+            keys.as_deref() as Option<&[&[u8]]>,
+            credentials.as_deref() as Option<&[Option<&[u8]>]>,
         )
         .fetch_all(&mut **self.transaction)
         .await?;
@@ -211,6 +243,21 @@ impl Upload<'_, '_> {
         .await?;
         Ok(())
     }
+}
+
+/// Who signed these packages, each once.
+fn signers<'a>(packages: impl Iterator<Item = &'a ValidatedKeyPackage>) -> Vec<Signer> {
+    let mut signers = Vec::new();
+    for package in packages {
+        let signer = Signer {
+            signature_key_digest: package.signature_key_digest,
+            credential_digest: Some(package.credential_digest),
+        };
+        if !signers.contains(&signer) {
+            signers.push(signer);
+        }
+    }
+    signers
 }
 
 /// Whether a later last resort package of the same cipher suite replaces the one at `at`.

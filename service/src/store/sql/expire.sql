@@ -40,8 +40,11 @@ counted AS (
 logged AS (
     INSERT INTO event (bucket, pool_id, at, cipher_suite, seq, generation, kind, key_package_ref,
                        holder, group_id)
-    SELECT e.bucket, e.pool_id, t.now, e.cipher_suite, e.seq, e.generation, 'expired',
+    SELECT e.bucket, e.pool_id, coalesce($1::timestamptz, clock_timestamp()), e.cipher_suite, e.seq, e.generation, 'expired',
            e.key_package_ref, e.holder, e.group_id
-    FROM expired e, t
+    FROM expired e
 )
-SELECT count(*) AS "ended!" FROM expired
+SELECT p.user_id AS "user_id!", p.client_id AS "client_id!", count(*) AS "ended!"
+FROM expired e
+JOIN pool p USING (bucket, pool_id)
+GROUP BY p.user_id, p.client_id

@@ -22,7 +22,7 @@ expired AS (
 ),
 logged AS (
     INSERT INTO event (bucket, pool_id, at, cipher_suite, seq, generation, kind, key_package_ref)
-    SELECT e.bucket, e.pool_id, t.now, e.cipher_suite, e.seq, 0, 'expired', e.key_package_ref
-    FROM expired e, t
+    SELECT e.bucket, e.pool_id, coalesce($1::timestamptz, clock_timestamp()), e.cipher_suite, e.seq, 0, 'expired', e.key_package_ref
+    FROM expired e
 )
 SELECT count(*) AS "ended!" FROM expired

@@ -49,15 +49,50 @@ released AS (
     WHERE v.go AND j.outcome = 'release'
       AND k.bucket = j.bucket AND k.pool_id = j.pool_id AND k.cipher_suite = j.cipher_suite
       AND k.seq = j.seq AND k.generation = j.generation AND k.state = 'reserved'
+      AND k.revoked_at IS NULL
     RETURNING j.group_id, k.bucket, k.pool_id, k.cipher_suite, k.seq, k.generation,
               k.key_package_ref
+),
+-- What was revoked meanwhile is not available again.
+revoked AS (
+    DELETE FROM package k
+    USING judged j, verdict v
+    WHERE v.go AND j.outcome = 'release'
+      AND k.bucket = j.bucket AND k.pool_id = j.pool_id AND k.cipher_suite = j.cipher_suite
+      AND k.seq = j.seq AND k.generation = j.generation AND k.state = 'reserved'
+      AND k.revoked_at IS NOT NULL
+    RETURNING j.group_id, k.bucket, k.pool_id, k.cipher_suite, k.seq, k.generation,
+              k.key_package_ref
+),
+entombed AS (
+    INSERT INTO tombstone (bucket, pool_id, cipher_suite, seq, key_package_ref, state, generation,
+                           holder, group_id, ended_at)
+    SELECT r.bucket, r.pool_id, r.cipher_suite, r.seq, r.key_package_ref, 'revoked', r.generation,
+           $2, r.group_id, t.now
+    FROM revoked r, t
+),
+-- In the order of the key, as every statement that counts does.
+suite AS MATERIALIZED (
+    SELECT u.bucket, u.pool_id, u.cipher_suite, r.n
+    FROM pool_suite u
+    JOIN (SELECT bucket, pool_id, cipher_suite, count(*) AS n
+          FROM revoked GROUP BY bucket, pool_id, cipher_suite) r
+         USING (bucket, pool_id, cipher_suite)
+    ORDER BY u.bucket, u.pool_id, u.cipher_suite
+    FOR UPDATE OF u
+),
+counted AS (
+    UPDATE pool_suite u
+    SET revoked = u.revoked + s.n
+    FROM suite s
+    WHERE u.bucket = s.bucket AND u.pool_id = s.pool_id AND u.cipher_suite = s.cipher_suite
 ),
 logged AS (
     INSERT INTO event (bucket, pool_id, at, cipher_suite, seq, generation, kind, key_package_ref,
                        actor_user, actor_client, holder, group_id)
-    SELECT r.bucket, r.pool_id, t.now, r.cipher_suite, r.seq, r.generation, 'released',
+    SELECT r.bucket, r.pool_id, coalesce($1::timestamptz, clock_timestamp()), r.cipher_suite, r.seq, r.generation, 'released',
            r.key_package_ref, $3, $4, $2, r.group_id
-    FROM released r, t
+    FROM (SELECT * FROM released UNION ALL SELECT * FROM revoked) r
 )
 SELECT j.ord AS "ord!", j.outcome AS "outcome!", (SELECT go FROM verdict) AS "settled!",
        NULL::bytea AS key_package_ref

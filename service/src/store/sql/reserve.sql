@@ -6,10 +6,13 @@
 -- $8 ord[]  $9 bucket[]  $10 user[]  $11 client[]  $12 grant_id[] (one for each, should it be needed)
 -- $13 required capabilities  $14 ttl, seconds  $15 minimum remaining lifetime, seconds
 -- $16 lapsed reservations burn  $17 last resort allowed  $18 all or nothing
+-- $19 how many reservations of one pool a caller may hold; null: any number
+-- $20 how many available packages are left to callers who have not drawn since $21 seconds ago
 WITH t AS MATERIALIZED (
     SELECT coalesce($1::timestamptz, now()) AS now,
            coalesce($1::timestamptz, now()) + make_interval(secs => $14::float8) AS expires_at,
-           coalesce($1::timestamptz, now()) + make_interval(secs => $15::float8) AS usable_until
+           coalesce($1::timestamptz, now()) + make_interval(secs => $15::float8) AS usable_until,
+           coalesce($1::timestamptz, now()) - make_interval(secs => $21::float8) AS newcomer_since
 ),
 ask AS MATERIALIZED (
     SELECT a.ord, p.bucket, p.pool_id, a.grant_id
@@ -21,7 +24,7 @@ ask AS MATERIALIZED (
 -- calls cannot wait for each other. The lock yields the newest version of the row, later than
 -- this statement's snapshot when it had to wait.
 drawn AS MATERIALIZED (
-    SELECT a.ord, a.bucket, a.pool_id, d.open
+    SELECT a.ord, a.bucket, a.pool_id, d.open, d.drawn_at
     FROM ask a
     JOIN draw d ON d.bucket = a.bucket AND d.pool_id = a.pool_id AND d.caller = $2
     ORDER BY d.bucket, d.pool_id
@@ -61,33 +64,65 @@ again AS MATERIALIZED (
     FROM unsettled u
     WHERE u.live AND u.request_id = $5
 ),
+-- Fair share: how much the caller holds already, and what must stay in stock for newcomers when
+-- the caller is none itself.
 wanted AS MATERIALIZED (
-    SELECT a.* FROM ask a WHERE NOT EXISTS (SELECT FROM again g WHERE g.ord = a.ord)
+    SELECT a.*,
+           (SELECT count(*) FROM unsettled u WHERE u.ord = a.ord AND u.live) >= $19::int AS full,
+           CASE WHEN EXISTS (SELECT FROM drawn d
+                             WHERE d.ord = a.ord AND d.drawn_at > t.newcomer_since)
+                THEN $20::int ELSE 0 END AS spared
+    FROM ask a
+    CROSS JOIN t
+    WHERE NOT EXISTS (SELECT FROM again g WHERE g.ord = a.ord)
 ),
 -- The order of issue. Locked so that no other Reserve takes the same row; a row that another
 -- statement has locked is passed over rather than waited for, so Reserves cannot deadlock.
-pick AS MATERIALIZED (
-    SELECT w.ord, k.*
+-- A caller who is no newcomer has to lock what it must spare besides what it takes: however many
+-- try at once, they cannot count the same packages twice.
+locked AS MATERIALIZED (
+    SELECT w.ord, w.spared, k.*
     FROM wanted w
     CROSS JOIN t
     CROSS JOIN LATERAL (
         SELECT k.bucket, k.pool_id, k.cipher_suite, k.seq, k.state, k.generation, k.holder,
-               k.group_id
-        FROM package k
-        WHERE k.bucket = w.bucket AND k.pool_id = w.pool_id AND k.cipher_suite = $7
-          AND (k.state = 'available'
+               k.group_id, c.returned, c.not_after, c.stock
+        FROM (SELECT p.seq, p.generation > 0 AS returned, p.not_after,
+                     count(*) OVER (ORDER BY p.generation > 0, p.not_after, p.seq
+                                    ROWS BETWEEN UNBOUNDED PRECEDING AND UNBOUNDED FOLLOWING)
+                         AS stock
+              FROM package p
+              WHERE p.bucket = w.bucket AND p.pool_id = w.pool_id AND p.cipher_suite = $7
+                AND (p.state = 'available'
+                     OR (p.state = 'reserved' AND p.expires_at <= t.now AND NOT $16::bool))
+                AND p.revoked_at IS NULL
+                AND p.not_after >= t.usable_until
+                AND p.capabilities @> $13::int[]) c
+        JOIN package k
+          ON k.bucket = w.bucket AND k.pool_id = w.pool_id AND k.cipher_suite = $7
+         AND k.seq = c.seq
+        WHERE (k.state = 'available'
                OR (k.state = 'reserved' AND k.expires_at <= t.now AND NOT $16::bool))
-          AND k.not_after >= t.usable_until
-          AND k.capabilities @> $13::int[]
-        ORDER BY k.generation > 0, k.not_after, k.seq
-        LIMIT 1
-        FOR UPDATE SKIP LOCKED
+          AND k.revoked_at IS NULL
+        ORDER BY c.returned, c.not_after, c.seq
+        LIMIT 1 + w.spared
+        FOR UPDATE OF k SKIP LOCKED
     ) k
+    WHERE w.full IS NOT TRUE
+),
+pick AS MATERIALIZED (
+    SELECT x.*
+    FROM (SELECT l.*,
+                 count(*) OVER (PARTITION BY l.ord) AS n,
+                 row_number() OVER (PARTITION BY l.ord
+                                    ORDER BY l.returned, l.not_after, l.seq) AS rank
+          FROM locked l) x
+    WHERE x.rank = 1 AND x.n > x.spared
 ),
 -- Pools that gave nothing, with what the snapshot shows of them: a package that was only locked
 -- is no reason to call the pool exhausted.
 short AS MATERIALIZED (
-    SELECT w.*, s.eligible, s.incompatible
+    SELECT w.*, s.eligible, s.eligible > w.spared AS contended, s.incompatible
     FROM wanted w
     CROSS JOIN t
     CROSS JOIN LATERAL (
@@ -97,9 +132,10 @@ short AS MATERIALIZED (
         WHERE k.bucket = w.bucket AND k.pool_id = w.pool_id AND k.cipher_suite = $7
           AND (k.state = 'available'
                OR (k.state = 'reserved' AND k.expires_at <= t.now AND NOT $16::bool))
+          AND k.revoked_at IS NULL
           AND k.not_after >= t.usable_until
     ) s
-    WHERE NOT EXISTS (SELECT FROM pick p WHERE p.ord = w.ord)
+    WHERE w.full IS NOT TRUE AND NOT EXISTS (SELECT FROM pick p WHERE p.ord = w.ord)
 ),
 fallback AS MATERIALIZED (
     SELECT s.ord, s.bucket, s.pool_id, s.grant_id, l.key_package_ref, l.key_package, l.not_after,
@@ -108,7 +144,7 @@ fallback AS MATERIALIZED (
     CROSS JOIN t
     JOIN last_resort l
       ON l.bucket = s.bucket AND l.pool_id = s.pool_id AND l.cipher_suite = $7
-    WHERE s.eligible = 0 AND l.not_after >= t.usable_until
+    WHERE NOT s.contended AND l.not_after >= t.usable_until
 ),
 verdict AS MATERIALIZED (
     SELECT NOT EXISTS (SELECT FROM again g WHERE g.clash)
@@ -126,6 +162,7 @@ reserved AS (
       AND k.bucket = p.bucket AND k.pool_id = p.pool_id AND k.cipher_suite = p.cipher_suite
       AND k.seq = p.seq
       AND (k.state = 'available' OR (k.state = 'reserved' AND k.expires_at <= t.now))
+      AND k.revoked_at IS NULL
     RETURNING p.ord, k.bucket, k.pool_id, k.seq, k.generation, k.expires_at, k.key_package_ref,
               k.key_package, k.not_after
 ),
@@ -151,7 +188,7 @@ made AS MATERIALIZED (
 -- statement by the primary key, and it starts over.
 first_draw AS (
     INSERT INTO draw (bucket, pool_id, caller, drawn_at, open, next_expiry)
-    SELECT m.bucket, m.pool_id, $2, t.now,
+    SELECT m.bucket, m.pool_id, $2, CASE WHEN m.generation > 0 THEN t.now END,
            ARRAY[ROW($5, $6, $7, m.seq, m.generation, m.expires_at)::open_reservation],
            m.expires_at
     FROM made m, t
@@ -160,9 +197,9 @@ first_draw AS (
 ),
 next_draw AS (
     UPDATE draw d
-    SET drawn_at = t.now, open = n.open, next_expiry = n.next_expiry
+    SET drawn_at = coalesce(n.drawn_at, d.drawn_at), open = n.open, next_expiry = n.next_expiry
     FROM (
-        SELECT m.bucket, m.pool_id,
+        SELECT m.bucket, m.pool_id, CASE WHEN m.generation > 0 THEN t.now END AS drawn_at,
                ARRAY[ROW($5, $6, $7, m.seq, m.generation, m.expires_at)::open_reservation]
                || ARRAY(SELECT ROW(u.request_id, u.group_id, u.cipher_suite, u.seq, u.generation,
                                    u.expires_at)::open_reservation
@@ -171,30 +208,33 @@ next_draw AS (
                      (SELECT min(u.expires_at) FROM unsettled u WHERE u.ord = m.ord))
                    AS next_expiry
         FROM made m
-        JOIN drawn USING (ord)
-    ) n, t
+        JOIN drawn USING (ord), t
+    ) n
     WHERE d.bucket = n.bucket AND d.pool_id = n.pool_id AND d.caller = $2
 ),
+-- The log takes the time after the locks, so that each package's events stand in their order.
 logged AS (
     INSERT INTO event (bucket, pool_id, at, cipher_suite, seq, generation, kind, key_package_ref,
                        actor_user, actor_client, holder, group_id)
-    SELECT m.bucket, m.pool_id, t.now, $7, m.seq, m.generation,
-           CASE WHEN m.generation > 0 THEN 'reserved' ELSE 'last_resort_issued' END,
-           m.key_package_ref, $3, $4, $2, $6
-    FROM made m, t
-    UNION ALL
-    SELECT r.bucket, r.pool_id, t.now, $7, p.seq, p.generation, 'lapsed', r.key_package_ref,
+    SELECT r.bucket, r.pool_id, coalesce($1::timestamptz, clock_timestamp()), $7, p.seq, p.generation, 'lapsed', r.key_package_ref,
            NULL, NULL, p.holder, p.group_id
     FROM reserved r
-    JOIN pick p USING (ord), t
+    JOIN pick p USING (ord)
     WHERE p.state = 'reserved'
+    UNION ALL
+    SELECT m.bucket, m.pool_id, coalesce($1::timestamptz, clock_timestamp()), $7, m.seq, m.generation,
+           CASE WHEN m.generation > 0 THEN 'reserved' ELSE 'last_resort_issued' END,
+           m.key_package_ref, $3, $4, $2, $6
+    FROM made m
 )
 SELECT a.ord AS "ord!",
        CASE
            WHEN g.clash THEN 'clash'
            WHEN g.ord IS NOT NULL OR m.ord IS NOT NULL THEN 'reserved'
-           WHEN s.eligible > 0 THEN 'contended'
+           WHEN w.full THEN 'quota'
+           WHEN s.contended THEN 'contended'
            WHEN p.ord IS NOT NULL OR (f.fits AND $17::bool) THEN 'withheld'
+           WHEN s.eligible > 0 THEN 'exhausted' -- what is left is for newcomers
            WHEN s.incompatible > 0 OR NOT f.fits THEN 'incompatible'
            WHEN NOT EXISTS (SELECT FROM pool_suite u
                             WHERE u.bucket = a.bucket AND u.pool_id = a.pool_id
@@ -202,6 +242,7 @@ SELECT a.ord AS "ord!",
            ELSE 'exhausted'
        END AS "outcome!",
        a.pool_id AS "pool_id!",
+       p.stock - 1 AS left,
        coalesce(g.seq, m.seq) AS seq,
        coalesce(g.generation, m.generation) AS generation,
        coalesce(g.expires_at, m.expires_at) AS expires_at,
@@ -211,6 +252,7 @@ SELECT a.ord AS "ord!",
 FROM ask a
 LEFT JOIN again g USING (ord)
 LEFT JOIN made m USING (ord)
+LEFT JOIN wanted w USING (ord)
 LEFT JOIN pick p USING (ord)
 LEFT JOIN short s USING (ord)
 LEFT JOIN fallback f USING (ord)

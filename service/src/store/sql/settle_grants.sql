@@ -44,9 +44,9 @@ settled AS (
 logged AS (
     INSERT INTO event (bucket, pool_id, at, cipher_suite, seq, generation, kind, key_package_ref,
                        actor_user, actor_client, holder, group_id)
-    SELECT s.bucket, s.pool_id, t.now, s.cipher_suite, s.grant_id, 0, $6, s.key_package_ref,
+    SELECT s.bucket, s.pool_id, coalesce($1::timestamptz, clock_timestamp()), s.cipher_suite, s.grant_id, 0, $6, s.key_package_ref,
            $3, $4, $2, s.group_id
-    FROM settled s, t
+    FROM settled s
 )
 SELECT j.ord AS "ord!", j.outcome AS "outcome!", (SELECT go FROM verdict) AS "settled!",
        j.key_package_ref

@@ -96,12 +96,13 @@ counted AS (
 done AS MATERIALIZED (
     SELECT * FROM spent UNION ALL SELECT * FROM spent_late
 ),
+-- The log takes the time after the locks, so that each package's events stand in their order.
 logged AS (
     INSERT INTO event (bucket, pool_id, at, cipher_suite, seq, generation, kind, key_package_ref,
                        actor_user, actor_client, holder, group_id)
-    SELECT d.bucket, d.pool_id, t.now, d.cipher_suite, d.seq, d.generation, 'spent',
+    SELECT d.bucket, d.pool_id, coalesce($1::timestamptz, clock_timestamp()), d.cipher_suite, d.seq, d.generation, 'spent',
            d.key_package_ref, $3, $4, $2, $5
-    FROM done d, t
+    FROM done d
 )
 SELECT j.ord AS "ord!", j.outcome AS "outcome!", (SELECT go FROM verdict) AS "settled!",
        coalesce(d.key_package_ref, j.key_package_ref) AS key_package_ref

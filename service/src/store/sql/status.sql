@@ -35,7 +35,8 @@ CROSS JOIN LATERAL (
     CROSS JOIN LATERAL (
         SELECT k.not_after <= t.now AS expired,
                k.state = 'reserved' AND k.expires_at > t.now AS held,
-               k.state = 'available' OR (k.expires_at <= t.now AND NOT $5::bool) AS available
+               k.state = 'available'
+               OR (k.expires_at <= t.now AND k.revoked_at IS NULL AND NOT $5::bool) AS available
     ) x
     WHERE k.bucket = u.bucket AND k.pool_id = u.pool_id AND k.cipher_suite = u.cipher_suite
 ) n

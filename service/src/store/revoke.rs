@@ -1,0 +1,108 @@
+//! Revoke: packages that are not to be issued any more.
+
+use sqlx::PgConnection;
+
+use super::{Store, row, store_error};
+use crate::domain::{
+    error::Error,
+    ids::{Bucket, ClientKey},
+};
+
+/// Which packages of a pool.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Revocation {
+    /// Those with these refs.
+    Refs(Vec<Vec<u8>>),
+    /// All but those of these signers; of everyone when there is none.
+    AllExcept(Vec<Signer>),
+}
+
+/// Who signed a package.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Signer {
+    /// Stands for the leaf's signature key.
+    pub signature_key_digest: [u8; 16],
+    /// Stands for the leaf's credential; none for any.
+    pub credential_digest: Option<[u8; 16]>,
+}
+
+/// How many packages were revoked.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Revoked {
+    /// One-time packages that nobody held.
+    pub available: u32,
+    /// One-time packages that are held: they may still be spent until the reservation ends.
+    pub reserved: u32,
+    /// Last resort packages.
+    pub last_resort: u32,
+}
+
+impl Store {
+    /// Revokes packages of the pool of `owner`, in one transaction. None when there is no pool.
+    ///
+    /// # Errors
+    /// When the database cannot do it. Nothing is revoked then.
+    pub async fn revoke(
+        &self,
+        actor: &ClientKey,
+        owner: &ClientKey,
+        revocation: &Revocation,
+    ) -> Result<Revoked, Error> {
+        let mut connection = self.pool.acquire().await.map_err(store_error)?;
+        let bucket = Bucket::of(&owner.user).get();
+        let pool_id = sqlx::query_scalar!(
+            "SELECT pool_id FROM pool WHERE bucket = $1 AND user_id = $2 AND client_id = $3",
+            bucket,
+            owner.user.as_str(),
+            owner.client.as_str(),
+        )
+        .fetch_optional(&mut *connection)
+        .await
+        .map_err(store_error)?;
+        let Some(pool_id) = pool_id else { return Ok(Revoked::default()) };
+        let counts = self.revoke_in(&mut connection, actor, bucket, pool_id, revocation).await;
+        let counts = counts.map_err(store_error)?;
+        Ok(Revoked {
+            available: row::count(counts.available)?,
+            reserved: row::count(counts.reserved)?,
+            last_resort: row::count(counts.last_resort)?,
+        })
+    }
+
+    pub(super) async fn revoke_in(
+        &self,
+        connection: &mut PgConnection,
+        actor: &ClientKey,
+        bucket: i16,
+        pool_id: i64,
+        revocation: &Revocation,
+    ) -> Result<RevokedRow, sqlx::Error> {
+        let (refs, signers) = match revocation {
+            Revocation::Refs(refs) => (Some(&refs[..]), &[][..]),
+            Revocation::AllExcept(signers) => (None, &signers[..]),
+        };
+        let keys: Vec<&[u8]> = signers.iter().map(|s| &s.signature_key_digest[..]).collect();
+        let credentials: Vec<Option<&[u8]>> =
+            signers.iter().map(|s| s.credential_digest.as_ref().map(|d| &d[..])).collect();
+        sqlx::query_file_as!(
+            RevokedRow,
+            "src/store/sql/revoke.sql",
+            self.imposed_now(),
+            bucket,
+            pool_id,
+            actor.user.as_str(),
+            actor.client.as_str(),
+            refs as Option<&[Vec<u8>]>,
+            &keys as &[&[u8]],
+            &credentials as &[Option<&[u8]>],
+        )
+        .fetch_one(connection)
+        .await
+    }
+}
+
+pub(super) struct RevokedRow {
+    available: i64,
+    reserved: i64,
+    last_resort: i64,
+}
