@@ -166,7 +166,7 @@ fn server_options() -> PgConnectOptions {
 #[derive(Debug)]
 pub struct TestServer {
     postgres: EmbeddedPostgres,
-    _dir: TempDir,
+    dir: TempDir,
 }
 
 impl TestServer {
@@ -189,7 +189,7 @@ impl TestServer {
             .set("full_page_writes", "off")
             .set("max_connections", "200");
         let postgres = EmbeddedPostgres::start(dir.path(), options).await?;
-        Ok(Self { postgres, _dir: dir })
+        Ok(Self { postgres, dir })
     }
 
     /// The URL of the superuser's database.
@@ -202,7 +202,8 @@ impl TestServer {
     /// # Errors
     /// As [`EmbeddedPostgres::stop`].
     pub async fn stop(self) -> anyhow::Result<()> {
-        self.postgres.stop().await
+        self.postgres.stop().await?;
+        Ok(remove_server(&self.dir.keep())?)
     }
 }
 
@@ -228,10 +229,21 @@ fn clear_leftovers(servers: &Path) -> anyhow::Result<File> {
     for entry in fs::read_dir(servers)?.flatten() {
         let lock = entry.path().join("postgres.lock");
         if entry.path().is_dir() && !File::open(lock).is_ok_and(|lock| lock.try_lock().is_err()) {
-            fs::remove_dir_all(entry.path())?;
+            remove_server(&entry.path())?;
         }
     }
     Ok(starting)
+}
+
+/// Removes the folder of a server, and the database it links to where that lies elsewhere.
+fn remove_server(dir: &Path) -> io::Result<()> {
+    if let Ok(database) = fs::read_link(dir.join("postgres")) {
+        fs::remove_dir_all(database).or_else(|error| match error.kind() {
+            io::ErrorKind::NotFound => Ok(()),
+            _ => Err(error),
+        })?;
+    }
+    fs::remove_dir_all(dir)
 }
 
 fn block_on<T>(future: impl Future<Output = T>) -> T {
