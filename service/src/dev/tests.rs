@@ -7,7 +7,7 @@ use std::{
     process::{Child, Command, Output, Stdio},
 };
 
-use sqlx::{Connection as _, PgConnection};
+use sqlx::{Connection as _, Executor as _, PgConnection};
 use tempfile::TempDir;
 
 use super::{EmbeddedPostgres, PostgresOptions};
@@ -57,9 +57,11 @@ fn holder(dir: &Path) -> Command {
     command
 }
 
-fn wait_until_held(holder: &mut Child) {
+/// Waits for the holder's server and returns its URL.
+fn wait_until_held(holder: &mut Child) -> String {
     let output = BufReader::new(holder.stdout.take().unwrap());
-    assert!(output.lines().any(|line| line.unwrap().contains("holding")), "no server was started");
+    let mut lines = output.lines().map(Result::unwrap);
+    lines.find_map(|line| Some(line.split_once("holding ")?.1.to_owned())).unwrap()
 }
 
 #[tokio::test]
@@ -72,7 +74,7 @@ async fn hold_a_server() {
                 .await;
             #[allow(clippy::print_stdout)] // how the other process knows
             {
-                println!("holding");
+                println!("holding {}", server.url());
             }
             std::future::pending::<()>().await;
         }
@@ -151,6 +153,21 @@ async fn a_killed_keypool_leaves_a_folder_that_starts_again() {
     let server = start(dir.path()).await;
     assert_eq!(value(server.url(), "SELECT v FROM held").await, "still there");
     server.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_server_ends_with_its_killed_keypool() {
+    let setpriv = Command::new("setpriv").arg("--version").output();
+    if !setpriv.is_ok_and(|output| String::from_utf8_lossy(&output.stdout).contains("util-linux")) {
+        return; // Then the next start ends it: see the test below.
+    }
+    let dir = TempDir::new().unwrap();
+    let mut holder = holder(dir.path()).spawn().unwrap();
+    let mut connection = PgConnection::connect(&wait_until_held(&mut holder)).await.unwrap();
+    kill(holder.id());
+    holder.wait().unwrap();
+    // Ends early with the server; a server that lives on answers.
+    assert!(connection.execute("SELECT pg_sleep(20)").await.is_err());
 }
 
 /// As without `setpriv`: nothing ends the server with the process that started it.
