@@ -213,8 +213,13 @@ async fn a_stale_pid_file_is_no_obstacle_though_its_number_lives() {
     let dir = TempDir::new().unwrap();
     start(dir.path()).await.stop().await.unwrap();
     let pid_file = dir.path().join("postgres/postmaster.pid");
-    // The tests' own parent: alive, of the same user, and not an ancestor that Postgres excuses.
-    let mut bystander = Command::new("sleep").arg("600").spawn().unwrap();
+    // Alive, and of the server's user unless root runs the tests.
+    let mut bystander = Command::new("sleep")
+        .arg("60")
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
     fs::write(&pid_file, format!("{}\n{}\n", bystander.id(), dir.path().display())).unwrap();
     let server = start(dir.path()).await;
     assert_ne!(postmaster(dir.path()), bystander.id());
