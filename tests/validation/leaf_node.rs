@@ -10,7 +10,10 @@ fn made_for_no_key_package() {
         (Source::Unknown(0), "leaf_node_source is no value of RFC 9420, section 7.2"),
         (Source::Unknown(4), "leaf_node_source is no value of RFC 9420, section 7.2"),
     ] {
-        refused_forge(InvalidLeafNode, message, |it| it.source = source);
+        for suite in [1, 5] {
+            let forge = good(suite).with(|it| it.source = source.clone());
+            refused(&forge.build(), InvalidLeafNode, message);
+        }
     }
 }
 

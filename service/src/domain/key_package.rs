@@ -146,12 +146,11 @@ fn check_cipher_suite(
     policy: &UploadPolicy,
 ) -> Result<Ciphersuite, Rejection> {
     let suite = CipherSuite(package.cipher_suite);
-    policy.cipher_suites.contains(&suite).then(|| crypto::servable(suite)).flatten().ok_or_else(
-        || {
-            let message = format!("cipher suite {suite} is not on this server's list");
-            Rejection::new(RejectReason::UnsupportedCipherSuite, message)
-        },
-    )
+    let algorithms = crypto::servable(suite).filter(|_| policy.cipher_suites.contains(&suite));
+    algorithms.ok_or_else(|| {
+        let message = format!("cipher suite {suite} is not on this server's list");
+        Rejection::new(RejectReason::UnsupportedCipherSuite, message)
+    })
 }
 
 /// RFC 9420, sections 7.3 and 10: a leaf node that was made for a KeyPackage. Answers its

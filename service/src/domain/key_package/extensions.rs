@@ -7,7 +7,7 @@ use super::{
 };
 
 /// Extension type `last_resort`, from before it became a component.
-const LAST_RESORT: u16 = 0x000a;
+pub(super) const LAST_RESORT: u16 = 0x000a;
 /// Extension type `app_data_dictionary` (draft-ietf-mls-extensions, section 4.6).
 const APP_DATA_DICTIONARY: u16 = 0x0006;
 /// Component `last_resort_key_package` of that dictionary.
@@ -58,14 +58,15 @@ pub(super) fn is_last_resort(extensions: &[Extension<'_>]) -> Result<bool, Rejec
 /// Reads an AppDataDictionary (draft-ietf-mls-extensions, section 4.6): entries in ascending
 /// order of their component, each once.
 fn has_last_resort_component(dictionary: &[u8]) -> Result<bool, Rejection> {
+    let unreadable = |_| malformed("the app_data_dictionary does not parse");
     let mut reader = Reader(dictionary);
-    let mut entries = Reader(reader.vector()?);
-    reader.end()?;
+    let mut entries = Reader(reader.vector().map_err(unreadable)?);
+    reader.end().map_err(unreadable)?;
     let mut found = false;
     let mut last = None;
     while !entries.0.is_empty() {
-        let component = entries.u16()?;
-        let data = entries.vector()?;
+        let component = entries.u16().map_err(unreadable)?;
+        let data = entries.vector().map_err(unreadable)?;
         if last >= Some(component) {
             return Err(malformed("the app_data_dictionary is not in strictly ascending order"));
         }

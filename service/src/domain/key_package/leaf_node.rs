@@ -3,6 +3,7 @@
 use openmls_traits::types::Ciphersuite;
 
 use super::{
+    extensions::LAST_RESORT,
     policy::UploadPolicy,
     rejection::{RejectReason, Rejection},
     wire::{KeyPackage, LeafNode},
@@ -17,7 +18,6 @@ use crate::domain::{
 pub(super) const MLS10: u16 = 1;
 /// Extension type `application_id`, the only one of RFC 9420 that belongs into a leaf node.
 const APPLICATION_ID: u16 = 1;
-const LAST_RESORT: u16 = 0x000a;
 const BASIC: u16 = 1;
 const X509: u16 = 2;
 
