@@ -1,6 +1,7 @@
 use std::{future::Future, time::Duration};
 
 use bytes::Bytes;
+use futures_util::{Stream, StreamExt as _};
 use keypool_proto::v1::{self, key_package_service_client::KeyPackageServiceClient};
 use tonic::{
     Request, Response, Status,
@@ -57,9 +58,30 @@ impl Client {
         &self,
         key_packages: impl IntoIterator<Item = P>,
     ) -> Result<v1::UploadKeyPackagesResponse, Error> {
+        self.upload_as(v1::UploadMode::Add, key_packages).await
+    }
+
+    /// As [`Client::upload`], and in the same transaction revokes this client's packages whose
+    /// signature key or credential is not among those added: credential rotation that never
+    /// leaves the pool empty.
+    ///
+    /// # Errors
+    /// As [`Client::upload`].
+    pub async fn upload_replacing_other_credentials<P: Into<Bytes>>(
+        &self,
+        key_packages: impl IntoIterator<Item = P>,
+    ) -> Result<v1::UploadKeyPackagesResponse, Error> {
+        self.upload_as(v1::UploadMode::ReplaceOtherCredentials, key_packages).await
+    }
+
+    async fn upload_as<P: Into<Bytes>>(
+        &self,
+        mode: v1::UploadMode,
+        key_packages: impl IntoIterator<Item = P>,
+    ) -> Result<v1::UploadKeyPackagesResponse, Error> {
         let message = v1::UploadKeyPackagesRequest {
             key_packages: key_packages.into_iter().map(Into::into).collect(),
-            mode: v1::UploadMode::Add.into(),
+            mode: mode.into(),
         };
         self.call(
             message,
@@ -139,6 +161,54 @@ impl Client {
             grpc.get_pool_status(request).await
         })
         .await
+    }
+
+    /// This client's own pool: how it stands now, and again when it runs low or packages are about
+    /// to expire. The newest state only, at least once. The server ends the stream from time to
+    /// time; open another then, and nothing is missed. Needs the scope `keypool.publish`.
+    ///
+    /// # Errors
+    /// As any call; the stream ends after an error. The deadline is for opening the stream.
+    pub async fn watch_pool_status(
+        &self,
+    ) -> Result<impl Stream<Item = Result<v1::PoolStatus, Error>> + Send + use<>, Error> {
+        let open = async {
+            let mut request = Request::new(v1::WatchPoolStatusRequest {});
+            request.metadata_mut().insert("authorization", self.token.authorization().await?);
+            Ok(self.grpc.clone().watch_pool_status(request).await?.into_inner())
+        };
+        let statuses = tokio::time::timeout(self.deadline, open).await;
+        let statuses = statuses.unwrap_or(Err(Error::DeadlineExceeded))?;
+        Ok(statuses.map(|status| status.map_err(Error::from)))
+    }
+
+    /// Withdraws packages of this client, or of another client of the same user. Needs the scope
+    /// `keypool.publish`.
+    ///
+    /// # Errors
+    /// As any call.
+    pub async fn revoke(
+        &self,
+        request: v1::RevokeKeyPackagesRequest,
+    ) -> Result<v1::RevokeKeyPackagesResponse, Error> {
+        self.call(
+            request,
+            |mut grpc, request| async move { grpc.revoke_key_packages(request).await },
+        )
+        .await
+    }
+
+    /// One page of what became of each package, newest first. Needs the scope `keypool.audit`,
+    /// or `keypool.publish` for this client's own pool.
+    ///
+    /// # Errors
+    /// As any call.
+    pub async fn pool_events(
+        &self,
+        request: v1::ListPoolEventsRequest,
+    ) -> Result<v1::ListPoolEventsResponse, Error> {
+        self.call(request, |mut grpc, request| async move { grpc.list_pool_events(request).await })
+            .await
     }
 
     /// One call: token, deadline, typed errors.
