@@ -22,7 +22,7 @@ impl FieldViolation {
 #[derive(Debug, Error)]
 pub enum Error {
     /// Fields are missing or wrong.
-    #[error("{} field(s) are missing or wrong", .0.len())]
+    #[error("{}", summary(.0))]
     InvalidArgument(Vec<FieldViolation>),
     /// More items than one call may carry.
     #[error("{field} holds more than {limit} items")]
@@ -88,9 +88,15 @@ pub enum Error {
     Internal(#[source] anyhow::Error),
 }
 
-impl Error {
-    /// One field that is missing or wrong.
-    pub fn field(field: impl Into<String>, description: impl Into<String>) -> Self {
-        Self::InvalidArgument(vec![FieldViolation::new(field, description)])
+/// The first violations in one line; BadRequest has all of them.
+fn summary(violations: &[FieldViolation]) -> String {
+    const SHOWN: usize = 3;
+    let shown = violations.iter().take(SHOWN);
+    let mut lines: Vec<String> = shown
+        .map(|FieldViolation { field, description }| format!("{field} {description}"))
+        .collect();
+    if violations.len() > SHOWN {
+        lines.push(format!("and {} more", violations.len() - SHOWN));
     }
+    lines.join("; ")
 }

@@ -49,9 +49,15 @@ impl Violations {
     }
 }
 
-fn sized<T>(field: &'static str, items: &[T], limit: usize) -> Result<(), Error> {
+/// A list must hold 1 to `limit` items. Too many are an error of their own.
+fn sized<T>(
+    wrong: &mut Violations,
+    field: &'static str,
+    items: &[T],
+    limit: usize,
+) -> Result<(), Error> {
     if items.is_empty() {
-        return Err(Error::field(field, format!("must hold 1 to {limit} items")));
+        wrong.add(field, format!("must hold 1 to {limit} items"));
     }
     if items.len() > limit {
         return Err(Error::BatchTooLarge { field, limit });

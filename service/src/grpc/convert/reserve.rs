@@ -24,12 +24,12 @@ const MAX_REQUIRED: usize = 256;
 pub(in crate::grpc) fn reserve(
     request: v1::ReserveKeyPackagesRequest,
 ) -> Result<ReserveRequest, Error> {
-    sized("targets", &request.targets, MAX_TARGETS)?;
+    let mut wrong = Violations::default();
+    sized(&mut wrong, "targets", &request.targets, MAX_TARGETS)?;
     let named: usize = request.targets.iter().map(|target| target.client_ids.len()).sum();
     if named > MAX_CLIENTS {
         return Err(Error::BatchTooLarge { field: "targets.client_ids", limit: MAX_CLIENTS });
     }
-    let mut wrong = Violations::default();
     let request_id = wrong
         .expect("request_id", Uuid::parse_str(&request.request_id).map_err(|_| "must be a UUID"));
     let group_id = group_id(&mut wrong, request.group_id.into());

@@ -2,7 +2,7 @@
 
 use keypool_proto::v1;
 
-use super::{MAX_RESERVATIONS, Violations, sized};
+use super::{MAX_RESERVATIONS, Violations};
 use crate::{
     domain::{
         error::Error,
@@ -31,20 +31,18 @@ pub(in crate::grpc) fn revoke(
     if key.len() > MAX_SIGNATURE_KEY {
         wrong.add("all_except_signature_key", "is longer than any signature key");
     }
+    if request.refs.len() > MAX_RESERVATIONS {
+        return Err(Error::BatchTooLarge { field: "refs", limit: MAX_RESERVATIONS });
+    }
+    for (at, _) in request.refs.iter().enumerate().filter(|(_, found)| !is_ref(found)) {
+        wrong.add(format!("refs[{at}]"), "is not a KeyPackageRef: 32, 48 or 64 bytes");
+    }
     wrong.into_result()?;
     let selection = if request.all {
         Selection::All
     } else if !key.is_empty() {
         Selection::AllExceptSignatureKey(key.into())
     } else {
-        sized("refs", &request.refs, MAX_RESERVATIONS)?;
-        let mut wrong = Violations::default();
-        for (at, found) in request.refs.iter().enumerate() {
-            if !is_ref(found) {
-                wrong.add(format!("refs[{at}]"), "is not a KeyPackageRef: 32, 48 or 64 bytes");
-            }
-        }
-        wrong.into_result()?;
         Selection::Refs(request.refs.into_iter().map(|r| KeyPackageRef(r.into())).collect())
     };
     Ok((client, selection))

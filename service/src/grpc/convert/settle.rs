@@ -11,8 +11,8 @@ use crate::{
 pub(in crate::grpc) fn spend(
     request: v1::SpendKeyPackagesRequest,
 ) -> Result<(Vec<String>, GroupId), Error> {
-    sized("reservation_ids", &request.reservation_ids, MAX_RESERVATIONS)?;
     let mut wrong = Violations::default();
+    sized(&mut wrong, "reservation_ids", &request.reservation_ids, MAX_RESERVATIONS)?;
     let group_id = group_id(&mut wrong, request.group_id.into());
     wrong.into_result()?;
     let missing = || Error::Internal(anyhow::anyhow!("a missing field went unnoticed"));
@@ -22,7 +22,9 @@ pub(in crate::grpc) fn spend(
 pub(in crate::grpc) fn release(
     request: v1::ReleaseReservationsRequest,
 ) -> Result<Vec<String>, Error> {
-    sized("reservation_ids", &request.reservation_ids, MAX_RESERVATIONS)?;
+    let mut wrong = Violations::default();
+    sized(&mut wrong, "reservation_ids", &request.reservation_ids, MAX_RESERVATIONS)?;
+    wrong.into_result()?;
     Ok(request.reservation_ids)
 }
 

@@ -2,7 +2,7 @@
 
 use keypool_proto::v1;
 
-use super::{pool_status, sized, timestamp};
+use super::{Violations, pool_status, sized, timestamp};
 use crate::{
     domain::{error::Error, key_package::RejectReason, pool::PoolStatus},
     pool::{UploadMode, UploadOutcome, UploadResult},
@@ -14,12 +14,17 @@ const MAX_KEY_PACKAGES: usize = 100;
 pub(in crate::grpc) fn upload(
     request: v1::UploadKeyPackagesRequest,
 ) -> Result<(Vec<Vec<u8>>, UploadMode), Error> {
-    sized("key_packages", &request.key_packages, MAX_KEY_PACKAGES)?;
+    let mut wrong = Violations::default();
+    sized(&mut wrong, "key_packages", &request.key_packages, MAX_KEY_PACKAGES)?;
     let mode = match v1::UploadMode::try_from(request.mode) {
         Ok(v1::UploadMode::Unspecified | v1::UploadMode::Add) => UploadMode::Add,
         Ok(v1::UploadMode::ReplaceOtherCredentials) => UploadMode::ReplaceOtherCredentials,
-        Err(_) => return Err(Error::field("mode", "is not an UploadMode of this server")),
+        Err(_) => {
+            wrong.add("mode", "is not an UploadMode of this server");
+            UploadMode::Add
+        }
     };
+    wrong.into_result()?;
     Ok((request.key_packages.into_iter().map(Vec::from).collect(), mode))
 }
 
