@@ -8,6 +8,7 @@ mod leaf_node;
 mod lifetime;
 mod malformed;
 mod signatures;
+mod x509;
 
 use keypool_service::domain::{
     clock::{Clock as _, SystemClock},
@@ -20,7 +21,7 @@ use keypool_service::domain::{
     },
 };
 use keypool_testing::{
-    forge::{Forge, NOW, Source, app_data_dictionary, hpke_public_key, mls_message},
+    forge::{Forge, NOW, Source, app_data_dictionary, hpke_public_key, mls_message, vector},
     member::{Libcrux, Member, RustCrypto},
 };
 use openmls::prelude::{

@@ -3,10 +3,15 @@
 use crate::{
     config::{Config, Finding},
     grpc::auth::KeySet,
+    run,
 };
 
 /// What is wrong with the files that a valid configuration names. None: it can serve.
 pub fn files(config: &Config) -> Vec<Finding> {
-    let keys = KeySet::load(&config.auth.keys);
-    keys.err().map(|error| Finding::new("auth.keys", format!("{error:#}"))).into_iter().collect()
+    let keys = KeySet::load(&config.auth.keys).err();
+    let anchors = run::load_trust_anchors(&config.upload.trust_anchors).err();
+    [("auth.keys", keys), ("upload.trust_anchors", anchors)]
+        .into_iter()
+        .filter_map(|(key, error)| Some(Finding::new(key, format!("{:#}", error?))))
+        .collect()
 }

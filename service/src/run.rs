@@ -1,9 +1,10 @@
 //! What the commands of `keypool` do once their arguments and configuration are read.
 
 use std::{
+    fs,
     io::{self, Write as _},
     net::SocketAddr,
-    path::Path,
+    path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
 };
@@ -23,7 +24,7 @@ use crate::{
     dev::{EmbeddedPostgres, PostgresOptions},
     domain::{
         clock::SystemClock,
-        key_package::{IdentityTemplate, UploadPolicy},
+        key_package::{IdentityTemplate, TrustAnchors, UploadPolicy},
         policy::PoolPolicy,
     },
     grpc::{
@@ -205,6 +206,47 @@ fn upload_policy(section: &UploadSection) -> anyhow::Result<UploadPolicy> {
         max_lifetime: section.max_lifetime.try_into()?,
         clock_skew: section.clock_skew.try_into()?,
         credential_identity: IdentityTemplate::parse(&section.credential_identity)?,
+        trust_anchors: load_trust_anchors(&section.trust_anchors)?,
         ..UploadPolicy::default()
     })
+}
+
+/// Reads the CA certificates of PEM files.
+pub(crate) fn load_trust_anchors(files: &[PathBuf]) -> anyhow::Result<TrustAnchors> {
+    let mut anchors = TrustAnchors::default();
+    for path in files {
+        let added = fs::read(path).map_err(anyhow::Error::new);
+        let added = added.and_then(|file| Ok(anchors.add_pem(&file)?));
+        added.with_context(|| path.display().to_string())?;
+    }
+    Ok(anchors)
+}
+
+#[cfg(test)]
+mod tests {
+    use rcgen::{BasicConstraints, CertificateParams, IsCa, KeyPair};
+
+    use super::*;
+
+    #[test]
+    fn the_upload_policy_has_the_trust_anchors_of_every_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let [one, two] = ["one.pem", "two.pem"].map(|name| {
+            let mut params = CertificateParams::default();
+            params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+            let certificate = params.self_signed(&KeyPair::generate().unwrap()).unwrap();
+            let file = pem::encode(&pem::Pem::new("CERTIFICATE", &certificate.der()[..]));
+            fs::write(folder.path().join(name), &file).unwrap();
+            file
+        });
+        let mut anchors = TrustAnchors::default();
+        anchors.add_pem((one + &two).as_bytes()).unwrap();
+        let files = ["one.pem", "two.pem"].map(|name| folder.path().join(name));
+        let section = UploadSection { trust_anchors: files.into(), ..UploadSection::default() };
+        assert_eq!(upload_policy(&section).unwrap().trust_anchors, anchors);
+        assert_eq!(
+            upload_policy(&UploadSection::default()).unwrap().trust_anchors,
+            TrustAnchors::default()
+        );
+    }
 }

@@ -19,6 +19,7 @@ use keypool_service::{
     token::SigningKey,
 };
 use keys::Pair;
+use rcgen::{BasicConstraints, CertificateParams, IsCa, KeyPair};
 use tempfile::TempDir;
 
 const SAMPLE: &str = include_str!("../keypool.sample.toml");
@@ -209,6 +210,42 @@ fn the_check_tells_every_problem() {
     let found = check("[database]\nurl = \"postgres://keypool:hunter2@localhost", &[]);
     assert!(found.starts_with("keypool.toml: line 2: "), "{found}");
     assert!(!found.contains("hunter2"), "{found}");
+}
+
+#[test]
+fn the_check_reads_trust_anchors() {
+    let folder = folder_with(&keys::ed25519());
+    fs::write(folder.path().join("keypool.toml"), SAMPLE).unwrap();
+    let check = || {
+        let variables = [
+            ("KEYPOOL_UPLOAD__TRUST_ANCHORS", "root.pem,ca.pem"),
+            ("KEYPOOL_DATABASE__ACQUIRE_TIMEOUT", "1ms"),
+        ];
+        let run = keypool_with(&folder, &["check", "--config", "keypool.toml"], &variables);
+        let found = text(&run.stdout).lines();
+        found.filter(|line| !line.starts_with("database: ")).collect::<Vec<&str>>().join("\n")
+    };
+    let certificate = |is_ca| {
+        let mut params = CertificateParams::default();
+        params.is_ca = is_ca;
+        let key = KeyPair::generate().unwrap();
+        let der = params.self_signed(&key).unwrap().der().to_vec();
+        pem::encode(&pem::Pem::new("CERTIFICATE", der))
+    };
+    let ca = certificate(IsCa::Ca(BasicConstraints::Unconstrained));
+    fs::write(folder.path().join("root.pem"), &ca).unwrap();
+    let found = check();
+    assert!(found.starts_with("upload.trust_anchors: ca.pem: No such file"), "{found}");
+    for (file, problem) in [
+        ("", "it holds no certificate"),
+        (&keys::ed25519().private, "it holds a PRIVATE KEY, not only certificates"),
+        (&certificate(IsCa::NoCa), "its certificate 1 is not a CA's"),
+    ] {
+        fs::write(folder.path().join("ca.pem"), file).unwrap();
+        assert_eq!(check(), format!("upload.trust_anchors: ca.pem: {problem}"));
+    }
+    fs::write(folder.path().join("ca.pem"), &ca).unwrap();
+    assert!(!check().contains("upload"), "{}", check());
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! `[pool]` and `[upload]`: the rules that KeyPackages are held to.
 
-use std::{collections::BTreeSet, ops::RangeInclusive, time::Duration};
+use std::{collections::BTreeSet, ops::RangeInclusive, path::PathBuf, time::Duration};
 
 use super::source::{DAY, MINUTE, SECOND, Source, YEAR};
 use crate::domain::{
@@ -57,8 +57,12 @@ pub struct UploadSection {
     /// `clock_skew`: how far in the future a `not_before` may lie. Default 5m.
     pub clock_skew: Duration,
     /// `credential_identity`: what a credential must name, made of `{user_id}`, `{client_id}`
-    /// and plain text. Default `{user_id}`.
+    /// and plain text: the identity of a BasicCredential, or a subject alternative name (URI, DNS
+    /// name or e-mail address) of an X.509 credential. Default `{user_id}`.
     pub credential_identity: String,
+    /// `trust_anchors`: PEM files with the certificates of the CAs whose X.509 credentials are
+    /// accepted. None by default: then no X.509 credential is.
+    pub trust_anchors: Vec<PathBuf>,
 }
 
 impl Default for UploadSection {
@@ -68,6 +72,7 @@ impl Default for UploadSection {
             max_lifetime: 90 * DAY,
             clock_skew: 5 * MINUTE,
             credential_identity: "{user_id}".into(),
+            trust_anchors: Vec::new(),
         }
     }
 }
@@ -99,6 +104,11 @@ impl UploadSection {
             credential_identity: source
                 .read("upload.credential_identity", |given| identity_template(given.text()?))
                 .unwrap_or(default.credential_identity),
+            trust_anchors: source
+                .read("upload.trust_anchors", |given| {
+                    given.list()?.into_iter().map(|path| path.text().map(PathBuf::from)).collect()
+                })
+                .unwrap_or(default.trust_anchors),
         }
     }
 }

@@ -101,6 +101,7 @@ fn variables_win_over_the_file() {
         ("KEYPOOL_POOL__LAPSE", "burn"),
         ("KEYPOOL_POOL__MAX_TTL", "90s"),
         ("KEYPOOL_UPLOAD__CIPHER_SUITES", "1,0x4D"),
+        ("KEYPOOL_UPLOAD__TRUST_ANCHORS", "ca.pem, other.pem"),
         ("PATH", "/bin"),
     ])
     .unwrap();
@@ -112,6 +113,8 @@ fn variables_win_over_the_file() {
     assert_eq!(config.pool.max_ttl, time::Duration::seconds(90));
     let suites = [1, 0x4d].map(crate::domain::ids::CipherSuite);
     assert_eq!(config.upload.cipher_suites, suites.into());
+    let anchors = ["ca.pem", "other.pem"].map(std::path::PathBuf::from);
+    assert_eq!(config.upload.trust_anchors, anchors);
 }
 
 #[test]
@@ -189,6 +192,8 @@ fn each_bad_value_is_named_with_its_reason() {
         ("[upload]", "cipher_suites = 1", "must be a list"),
         ("[upload]", "credential_identity = \"{client_id}\"", "must contain {user_id}"),
         ("[upload]", "credential_identity = \"{user_id}{x}\"", "may hold {user_id}"),
+        ("[upload]", "trust_anchors = \"ca.pem\"", "must be a list"),
+        ("[upload]", "trust_anchors = [1]", "must be a text, not empty"),
         ("[sweeper]", "batch = 0", "must be 1 to 10000"),
         ("[server]", "request_timeout = \"4s\"", "must not exceed server.request_timeout"),
         ("[log]", "format = \"xml\"", "must be \"text\" or \"json\""),

@@ -10,7 +10,9 @@ mod leaf_node;
 mod lifetime;
 mod policy;
 mod rejection;
+mod trust_anchors;
 mod wire;
+mod x509;
 
 use openmls::prelude::KeyPackageIn;
 use openmls_traits::types::Ciphersuite;
@@ -21,6 +23,7 @@ pub use self::{
     identity::{IdentityTemplate, InvalidTemplate},
     policy::UploadPolicy,
     rejection::{RejectReason, Rejection},
+    trust_anchors::{InvalidTrustAnchors, TrustAnchors},
 };
 use self::{
     leaf_node::MLS10,
@@ -40,7 +43,7 @@ pub struct ValidatedKeyPackage {
     pub bytes: Vec<u8>,
     /// The cipher suite.
     pub cipher_suite: CipherSuite,
-    /// The end of the lifetime.
+    /// The end of the lifetime, or of the X.509 certificate when that comes first.
     pub not_after: OffsetDateTime,
     /// Whether it is marked as a last resort package.
     pub last_resort: bool,
@@ -94,7 +97,7 @@ fn judge(
     leaf_node::check_extensions_covered(package, &capabilities)?;
     let signature_key = leaf_node::check_keys(leaf, suite)?;
     check_init_key(package, suite)?;
-    leaf_node::check_credential(leaf, caller, policy)?;
+    let certified_until = leaf_node::check_credential(leaf, suite, caller, policy, now)?;
     let not_after = lifetime::check(not_before, not_after, policy, now)?;
     check_openmls_reads_it(package)?;
     check_signatures(package, &signature_key)?;
@@ -102,7 +105,7 @@ fn judge(
         key_package_ref: key_package_ref(package, suite),
         bytes: package.bytes.to_vec(),
         cipher_suite: CipherSuite(suite.into()),
-        not_after,
+        not_after: certified_until.map_or(not_after, |end| end.min(not_after)),
         last_resort,
         init_key_digest: short_digest(package.init_key),
         signature_key_digest: short_digest(leaf.signature_key),

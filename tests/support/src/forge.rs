@@ -12,6 +12,8 @@ use aws_lc_rs::{
 };
 use openmls_traits::types::{Ciphersuite, HpkeKemType, SignatureScheme};
 
+use crate::x509::certificates;
+
 /// The time around which a forged package is valid unless told otherwise, in seconds since 1970:
 /// some day in 2027.
 pub const NOW: u64 = 1_800_000_000;
@@ -129,6 +131,16 @@ impl Forge {
         self
     }
 
+    /// An X.509 credential with this chain of certificates (RFC 9420, section 5.3), instead of the
+    /// BasicCredential.
+    #[must_use]
+    pub fn x509(mut self, chain: &[Vec<u8>]) -> Self {
+        self.credential_type = 2;
+        self.credential = certificates(chain);
+        self.capabilities.credentials = vec![2];
+        self
+    }
+
     /// Adds an extension to the KeyPackage, and its type to the capabilities.
     #[must_use]
     pub fn extension(mut self, extension_type: u16, data: &[u8]) -> Self {
@@ -195,6 +207,13 @@ impl Forge {
         signed.vector(format!("MLS 1.0 {label}").as_bytes()).vector(content);
         self.signer.sign(&signed.0)
     }
+}
+
+/// A vector with its length in front (RFC 9420, section 2.1.2).
+pub fn vector(bytes: &[u8]) -> Vec<u8> {
+    let mut vector = Writer::default();
+    vector.vector(bytes);
+    vector.0
 }
 
 /// An MLSMessage (RFC 9420, section 6). Wire format 5 carries a KeyPackage.

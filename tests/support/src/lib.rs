@@ -5,3 +5,4 @@
 pub mod database;
 pub mod forge;
 pub mod member;
+pub mod x509;

@@ -2,17 +2,20 @@
 
 use keypool_service::domain::ids::{ClientId, ClientKey, UserId};
 use openmls::prelude::{
-    BasicCredential, Capabilities, Ciphersuite, CredentialWithKey, ExtensionType, KeyPackage,
-    KeyPackageIn, Lifetime, MlsGroup, MlsGroupCreateConfig, MlsGroupJoinConfig, MlsMessageBodyIn,
-    MlsMessageIn, OpenMlsCrypto as _, OpenMlsProvider, ProcessedMessageContent, ProtocolVersion,
-    StagedWelcome,
+    BasicCredential, Capabilities, Ciphersuite, Credential, CredentialType, CredentialWithKey,
+    ExtensionType, KeyPackage, KeyPackageIn, Lifetime, MlsGroup, MlsGroupCreateConfig,
+    MlsGroupJoinConfig, MlsMessageBodyIn, MlsMessageIn, OpenMlsCrypto as _, OpenMlsProvider,
+    ProcessedMessageContent, ProtocolVersion, StagedWelcome,
 };
 use openmls_basic_credential::SignatureKeyPair;
 pub use openmls_libcrux_crypto::Provider as Libcrux;
 pub use openmls_rust_crypto::OpenMlsRustCrypto as RustCrypto;
 use tls_codec::{DeserializeBytes as _, Serialize as _};
 
-/// One client of a user, in at most one group. Its BasicCredential names the user.
+use crate::x509::{ClientPublicKey, certificates};
+
+/// One client of a user, in at most one group. Its BasicCredential names the user, unless it is
+/// [certified](Member::certified).
 #[derive(Debug)]
 pub struct Member<P = RustCrypto> {
     /// The user and client.
@@ -55,6 +58,16 @@ impl<P: OpenMlsProvider> Member<P> {
             client: ClientId::parse(client_id).expect("a client id"),
         };
         Self { client, provider, signer, credential, suite, group: None }
+    }
+
+    /// Gives it an X.509 credential (RFC 9420, section 5.3) instead: the chain that `certify`
+    /// makes for its signature key.
+    #[must_use]
+    pub fn certified(mut self, certify: impl FnOnce(&ClientPublicKey) -> Vec<Vec<u8>>) -> Self {
+        let key = ClientPublicKey::new(self.suite.into(), self.credential.signature_key.as_slice());
+        let chain = certificates(&certify(&key));
+        self.credential.credential = Credential::new(CredentialType::X509, chain);
+        self
     }
 
     /// A fresh KeyPackage, its private keys kept for a Welcome.
@@ -154,6 +167,7 @@ impl<P: OpenMlsProvider> Member<P> {
         Capabilities::builder()
             .ciphersuites(vec![self.suite])
             .extensions(vec![ExtensionType::LastResort])
+            .credentials(vec![self.credential.credential.credential_type()])
             .build()
             .with_grease(self.provider.rand())
     }

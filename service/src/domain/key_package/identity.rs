@@ -4,8 +4,8 @@ use thiserror::Error;
 
 use crate::domain::ids::ClientKey;
 
-/// What the identity of a BasicCredential must be: text in which `{user_id}` and `{client_id}`
-/// stand for the caller's ids.
+/// What a credential must call its client: text in which `{user_id}` and `{client_id}` stand for
+/// the caller's ids.
 ///
 /// A separator between the two tells clients apart only if it occurs in no user_id.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -1,12 +1,14 @@
 //! The rules for the leaf node of a KeyPackage (RFC 9420, sections 7.2 and 7.3).
 
 use openmls_traits::types::Ciphersuite;
+use time::OffsetDateTime;
 
 use super::{
     extensions::LAST_RESORT,
     policy::UploadPolicy,
     rejection::{RejectReason, Rejection},
     wire::{KeyPackage, LeafNode},
+    x509::Chain,
 };
 use crate::domain::{
     capabilities::{Capabilities, CapabilityKind, is_default_extension, is_default_proposal},
@@ -94,17 +96,29 @@ pub(super) fn check_keys(
         .map_err(|defect| invalid(format!("the signature_key {defect}")))
 }
 
-/// RFC 9420, section 5.3.1: the credential names the client that uploads it.
+/// RFC 9420, section 5.3.1: the credential names the client that uploads it. Answers when the
+/// certificate of an X.509 credential expires.
 pub(super) fn check_credential(
     leaf: &LeafNode<'_>,
+    suite: Ciphersuite,
     caller: &ClientKey,
     policy: &UploadPolicy,
-) -> Result<(), Rejection> {
+    now: OffsetDateTime,
+) -> Result<Option<OffsetDateTime>, Rejection> {
     let mismatch = |message: String| Rejection::new(RejectReason::CredentialMismatch, message);
     match leaf.credential.credential_type {
-        BASIC if policy.credential_identity.matches(leaf.credential.content, caller) => Ok(()),
+        BASIC if policy.credential_identity.matches(leaf.credential.content, caller) => Ok(None),
         BASIC => Err(mismatch("the identity of the BasicCredential is not the caller's".into())),
-        X509 => Err(mismatch("no trust anchors for X.509 credentials are configured".into())),
+        X509 if policy.trust_anchors.is_empty() => {
+            Err(mismatch("no trust anchors for X.509 credentials are configured".into()))
+        }
+        X509 => {
+            let chain = Chain::parse(leaf.credential.content)?;
+            chain.check_key(suite.signature_algorithm(), leaf.signature_key)?;
+            chain.check_name(&policy.credential_identity, caller)?;
+            chain.check_path(&policy.trust_anchors, now)?;
+            Ok(chain.not_after())
+        }
         other => Err(mismatch(format!("credential type {other:#06x} cannot name a caller here"))),
     }
 }

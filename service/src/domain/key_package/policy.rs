@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use time::Duration;
 
-use super::identity::IdentityTemplate;
+use super::{identity::IdentityTemplate, trust_anchors::TrustAnchors};
 use crate::domain::ids::CipherSuite;
 
 /// The limits of an upload. `config` fills them in.
@@ -18,8 +18,11 @@ pub struct UploadPolicy {
     pub max_lifetime: Duration,
     /// How far not_before may lie in the future.
     pub clock_skew: Duration,
-    /// What the identity of a BasicCredential must be.
+    /// What the identity of a BasicCredential, or a subject alternative name of an X.509
+    /// credential, must be.
     pub credential_identity: IdentityTemplate,
+    /// Whose X.509 credentials are accepted: by default, nobody's.
+    pub trust_anchors: TrustAnchors,
     /// The longest encoding that is read, in bytes.
     pub max_key_package_bytes: usize,
 }
@@ -31,6 +34,7 @@ impl Default for UploadPolicy {
             max_lifetime: Duration::days(90),
             clock_skew: Duration::minutes(5),
             credential_identity: IdentityTemplate::default(),
+            trust_anchors: TrustAnchors::default(),
             max_key_package_bytes: 20 * 1024,
         }
     }

@@ -17,7 +17,7 @@ pub enum RejectReason {
     InvalidLeafNode,
     /// The init_key is not a public key, equals the encryption_key, or was used before.
     InvalidInitKey,
-    /// The credential does not name the caller.
+    /// The credential does not name the caller, or no trust anchor vouches for it.
     CredentialMismatch,
     /// Expired, not yet valid, or valid for too long.
     Lifetime,
