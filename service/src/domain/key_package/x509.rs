@@ -2,7 +2,7 @@
 //!
 //! webpki finds and verifies the path to a trust anchor. What it does not look at is read here:
 //! the public key, the key usage and names of e-mail addresses. Why the rules are what they are:
-//! service/decisions/0001-x509-credentials.md.
+//! service/decisions/0005-x509-credentials.md.
 
 use std::time::Duration;
 
