@@ -9,7 +9,8 @@ use std::{
 };
 
 use crate::fake::{Asked, Behaviour, Fake, SERVE};
-use keypool_client::{Client, Reserve, TokenSource, Uuid, v1};
+use futures_util::StreamExt as _;
+use keypool_client::{Client, Code, Error, Reserve, TokenSource, Uuid, v1};
 use tokio::net::TcpListener;
 
 #[tokio::test]
@@ -35,6 +36,42 @@ async fn each_call_sends_its_message() {
             Asked::Status,
         ]
     );
+}
+
+#[tokio::test]
+async fn an_owner_rotates_revokes_and_reads_events() {
+    let fake = Fake::serving().await;
+    let client = fake.builder().connect().await.unwrap();
+    client.upload_replacing_other_credentials([vec![1]]).await.unwrap();
+    let revoke = v1::RevokeKeyPackagesRequest { all: true, ..Default::default() };
+    client.revoke(revoke.clone()).await.unwrap();
+    let events = v1::ListPoolEventsRequest { page_size: 7, ..Default::default() };
+    client.pool_events(events.clone()).await.unwrap();
+    let rotation = v1::UploadKeyPackagesRequest {
+        key_packages: vec![vec![1].into()],
+        mode: v1::UploadMode::ReplaceOtherCredentials.into(),
+    };
+    assert_eq!(
+        fake.asked(),
+        [Asked::Upload(rotation), Asked::Revoke(revoke), Asked::Events(events)]
+    );
+}
+
+#[tokio::test]
+async fn a_watch_gives_each_state_and_the_error_that_ends_it() {
+    let fake = Fake::start(Behaviour::Serve { packages: 2, package_bytes: 0 }).await;
+    let client = fake.builder().connect().await.unwrap();
+    let states: Vec<_> = client.watch_pool_status().await.unwrap().collect().await;
+    assert!(states[0].is_ok() && states[1].is_ok());
+    let error = states[2].as_ref().unwrap_err();
+    assert_eq!(error.rejection().map(|rejection| rejection.code), Some(Code::Unavailable));
+    assert_eq!(states.len(), 3);
+    assert_eq!(fake.metadata("authorization"), [Some("Bearer token".to_owned())]);
+
+    fake.behave(Behaviour::Hang);
+    let hasty = fake.builder().deadline(Duration::from_millis(50)).connect().await.unwrap();
+    let opened = hasty.watch_pool_status().await.map(drop);
+    assert!(matches!(opened, Err(Error::DeadlineExceeded)), "{opened:?}");
 }
 
 #[tokio::test]

@@ -36,6 +36,9 @@ pub(crate) enum Asked {
     Spend(v1::SpendKeyPackagesRequest),
     Release(v1::ReleaseReservationsRequest),
     Status,
+    Watch,
+    Revoke(v1::RevokeKeyPackagesRequest),
+    Events(v1::ListPoolEventsRequest),
 }
 
 #[derive(Clone)]
@@ -169,5 +172,35 @@ impl KeyPackageService for Service {
         request: Request<v1::GetPoolStatusRequest>,
     ) -> Result<Response<v1::PoolStatus>, Status> {
         self.serve(request, |_| Asked::Status, |_, _| v1::PoolStatus::default()).await
+    }
+
+    type WatchPoolStatusStream =
+        futures_util::stream::Iter<std::vec::IntoIter<Result<v1::PoolStatus, Status>>>;
+
+    /// As many states as there are packages, and then the server is about to stop.
+    async fn watch_pool_status(
+        &self,
+        request: Request<v1::WatchPoolStatusRequest>,
+    ) -> Result<Response<Self::WatchPoolStatusStream>, Status> {
+        let answer = |packages, _| {
+            let mut states = vec![Ok(v1::PoolStatus::default()); packages];
+            states.push(Err(Status::unavailable("stopping")));
+            futures_util::stream::iter(states)
+        };
+        self.serve(request, |_| Asked::Watch, answer).await
+    }
+
+    async fn revoke_key_packages(
+        &self,
+        request: Request<v1::RevokeKeyPackagesRequest>,
+    ) -> Result<Response<v1::RevokeKeyPackagesResponse>, Status> {
+        self.serve(request, Asked::Revoke, |_, _| v1::RevokeKeyPackagesResponse::default()).await
+    }
+
+    async fn list_pool_events(
+        &self,
+        request: Request<v1::ListPoolEventsRequest>,
+    ) -> Result<Response<v1::ListPoolEventsResponse>, Status> {
+        self.serve(request, Asked::Events, |_, _| v1::ListPoolEventsResponse::default()).await
     }
 }
