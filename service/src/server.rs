@@ -12,18 +12,17 @@ use tonic::{
     transport::{Server, server::TcpIncoming},
 };
 use tonic_health::server::HealthReporter;
+use tower::util::MapResponseLayer;
 use tower_http::request_id::{MakeRequestUuid, PropagateRequestIdLayer, SetRequestIdLayer};
 use tower_http::trace::TraceLayer;
 
 use crate::{
     domain::error::Error,
-    grpc::{CallLimits, GrpcService, admit, auth::Authenticator},
+    grpc::{self, CallLimits, GrpcService, admit, auth::Authenticator},
     pool::{KeyPool, SweepPolicy},
     store::Store,
 };
 
-/// The largest request: 100 packages of 20 KiB, or a Reserve with 1,000 long ids, with room.
-const MAX_REQUEST_BYTES: usize = 4 * 1024 * 1024;
 /// How often the database is asked whether it answers.
 const HEALTH_INTERVAL: Duration = Duration::from_secs(2);
 
@@ -60,8 +59,9 @@ pub async fn serve(
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
     let (health, health_service) = tonic_health::server::health_reporter();
+    health.set_not_serving::<Service>().await; // until the database has answered
     let service = Service::new(GrpcService::new(pool.clone(), options.limits, stop.clone()))
-        .max_decoding_message_size(MAX_REQUEST_BYTES);
+        .max_decoding_message_size(grpc::MAX_REQUEST_BYTES);
     let background = tokio::spawn(watch_health(health, pool.store().clone(), stop.clone()));
     let sweeper = tokio::spawn({
         let (pool, policy, stop) = (pool.clone(), options.sweep.clone(), stop.clone());
@@ -88,6 +88,7 @@ pub async fn serve(
                 .on_failure(()),
         )
         .layer(PropagateRequestIdLayer::new(REQUEST_ID))
+        .layer(MapResponseLayer::new(grpc::explain_unread))
         .add_service(reflection_v1()?)
         .add_service(reflection_v1alpha()?)
         .add_service(health_service)
@@ -96,21 +97,25 @@ pub async fn serve(
             TcpIncoming::from(listener).with_nodelay(Some(true)),
             stop.clone().cancelled_owned(),
         );
+    let whole = async {
+        let served = serving.await.context("the server failed");
+        stop.cancel();
+        for task in [background, sweeper, watching] {
+            task.await.context("a background task failed")?;
+        }
+        pool.store().close().await;
+        served
+    };
+    // All of it has to end in time: closing waits for the statement of every call.
     let drained = async {
         stop.cancelled().await;
         tokio::time::sleep(options.drain_timeout).await;
     };
-    let served = tokio::select! {
-        served = serving => served.context("the server failed"),
+    tokio::select! {
+        served = whole => served,
         () = drained => Err(anyhow::anyhow!(
             "calls were still in flight after {:?}", options.drain_timeout)),
-    };
-    stop.cancel();
-    for task in [background, sweeper, watching] {
-        task.await.context("a background task failed")?;
     }
-    pool.store().close().await;
-    served
 }
 
 /// The span of one call. Carries nothing that the caller sent but the name of the method and the

@@ -172,13 +172,21 @@ fn a_bad_key_file_is_named_with_its_reason() {
 }
 
 #[test]
-fn a_good_configuration_passes_the_check() {
+fn a_good_configuration_passes_the_check_but_for_its_database() {
     let folder = folder_with(&keys::ed25519());
     fs::write(folder.path().join("keypool.toml"), SAMPLE).unwrap();
-    let run = keypool(&folder, &["check", "--config", "keypool.toml"]);
-    assert_eq!(output(&run), "keypool.toml: no problem found\n");
-    let run = keypool_with(&folder, &["check"], &[("KEYPOOL_CONFIG", "keypool.toml")]);
-    assert_eq!(output(&run), "keypool.toml: no problem found\n");
+    let impatient = ("KEYPOOL_DATABASE__ACQUIRE_TIMEOUT", "50ms");
+    let nowhere = ("KEYPOOL_DATABASE__URL", "postgres://keypool@127.0.0.1:1/keypool");
+    // There is no database here: that is all there is to find.
+    for (arguments, variables) in [
+        (&["check", "--config", "keypool.toml"][..], &[impatient, nowhere][..]),
+        (&["check"], &[impatient, nowhere, ("KEYPOOL_CONFIG", "keypool.toml")]),
+    ] {
+        let run = keypool_with(&folder, arguments, variables);
+        let found = text(&run.stdout);
+        assert!(found.starts_with("database: the database cannot be reached"), "{run:?}");
+        assert_eq!(found.lines().count(), 1, "{found}");
+    }
 }
 
 #[test]

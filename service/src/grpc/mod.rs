@@ -5,4 +5,4 @@ mod convert;
 mod service;
 pub mod status;
 
-pub use service::{CallLimits, GrpcService, admit};
+pub use service::{CallLimits, GrpcService, MAX_REQUEST_BYTES, admit, explain_unread};

@@ -6,16 +6,19 @@ use futures_util::{Stream, StreamExt as _};
 use keypool_proto::v1::{self, key_package_service_server::KeyPackageService};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
-use tonic::{Request, Response, Status};
+use tonic::{Code, Request, Response, Status};
 
 use super::{
     auth::{Authenticator, Caller, Scope},
     convert, status,
 };
 use crate::{
-    domain::error::Error,
+    domain::error::{Error, FieldViolation},
     pool::{KeyPool, WatchLimits},
 };
+
+/// The largest request: 100 packages of 20 KiB, or a Reserve with 1,000 long ids, with room.
+pub const MAX_REQUEST_BYTES: usize = 4 * 1024 * 1024;
 
 /// What bounds the calls.
 #[derive(Debug, Clone, Copy)]
@@ -85,6 +88,24 @@ pub fn admit(
         request.extensions_mut().insert(caller);
         Ok(request)
     }
+}
+
+/// Gives the answers that tonic makes to a message it cannot read the form of all others: they
+/// carry no details, and blame the server for what does not decode.
+pub fn explain_unread<B: Default>(response: http::Response<B>) -> http::Response<B> {
+    let headers = response.headers();
+    if !headers.contains_key(Status::GRPC_STATUS)
+        || headers.contains_key(Status::GRPC_STATUS_DETAILS)
+    {
+        return response;
+    }
+    let problem = match Status::from_header_map(headers).map(|status| status.code()) {
+        Some(Code::OutOfRange) => format!("must have at most {MAX_REQUEST_BYTES} bytes"),
+        Some(Code::Internal) => "must be the protobuf encoding of the request".to_owned(),
+        _ => return response,
+    };
+    // The whole message, which has no path.
+    refuse(&Error::InvalidArgument(vec![FieldViolation::new("", problem)])).into_http()
 }
 
 /// The answer to a failed call. The one place that logs it.

@@ -19,6 +19,7 @@ use crate::{
     store::Store,
 };
 
+pub use crate::store::{EventPools, Revoked};
 pub use events::{EventPage, EventRequest};
 pub use reserve::{MAX_CLIENTS, Reservation, ReserveRequest, ReserveResult, Target, Unavailable};
 pub use revoke::Selection;

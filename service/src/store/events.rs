@@ -2,7 +2,7 @@
 
 use time::{Duration, OffsetDateTime};
 
-use super::{Store, row, store_error};
+use super::{Store, row};
 use crate::domain::{
     error::Error,
     event::{Event, EventKey, EventKind},
@@ -96,7 +96,7 @@ impl Store {
             EventPools::User(user) => self.events_of(user, None, query).await,
             EventPools::Client(key) => self.events_of(&key.user, Some(&key.client), query).await,
         };
-        rows.map_err(store_error)?.into_iter().map(event).collect()
+        rows.map_err(|error| self.error(error))?.into_iter().map(event).collect()
     }
 
     async fn events_of(
@@ -195,7 +195,7 @@ impl Store {
         )
         .fetch_one(&self.pool)
         .await
-        .map_err(store_error)?;
+        .map_err(|error| self.error(error))?;
         Ok(())
     }
 }

@@ -13,11 +13,19 @@ mod sweep;
 mod upload;
 mod watch;
 
-use std::{str::FromStr as _, sync::Arc, time::Duration};
+use std::{
+    str::FromStr as _,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use anyhow::Context as _;
 use sqlx::{
     PgPool,
+    error::DatabaseError,
     migrate::Migrator,
     postgres::{PgConnectOptions, PgPoolOptions},
 };
@@ -42,6 +50,9 @@ pub static MIGRATOR: Migrator = sqlx::migrate!();
 /// under very many hands.
 const MAX_ROUNDS: u32 = 64;
 
+/// A database that takes longer to answer nothing at all is not there.
+const PING_TIMEOUT: Duration = Duration::from_secs(2);
+
 /// How to reach the database.
 #[derive(Clone)]
 pub struct StoreOptions {
@@ -59,9 +70,13 @@ pub struct StoreOptions {
 #[derive(Debug, Clone)]
 pub struct Store {
     pool: PgPool,
-    /// One connection that listens, beside those that work.
-    listen_pool: PgPool,
+    /// Two connections beside those that work: one that listens, and one that asks whether the
+    /// database answers, however busy the others are.
+    side_pool: PgPool,
     clock: Arc<dyn Clock>,
+    /// Whether the database was there when last heard of: waiting in vain for a connection looks
+    /// the same when all are busy and when none can be made.
+    reachable: Arc<AtomicBool>,
 }
 
 impl Store {
@@ -80,18 +95,24 @@ impl Store {
                 // A replica that was cut off must not hold its locks for long.
                 ("idle_in_transaction_session_timeout", "10000".to_owned()),
             ]);
-        let listen_pool = PgPoolOptions::new()
-            .max_connections(1)
+        let side_pool = PgPoolOptions::new()
+            .max_connections(2)
             .acquire_timeout(options.acquire_timeout)
             .connect_lazy_with(connect.clone());
+        let reachable = Arc::new(AtomicBool::new(false));
+        let connected = reachable.clone();
         let pool = PgPoolOptions::new()
             .max_connections(options.max_connections)
             .acquire_timeout(options.acquire_timeout)
             // A dead connection fails its statement, and that is answered as such; a ping before
             // each statement would double the round trips.
             .test_before_acquire(false)
+            .after_connect(move |_, _| {
+                connected.store(true, Ordering::Relaxed);
+                Box::pin(async { Ok(()) })
+            })
             .connect_lazy_with(connect);
-        Ok(Self { pool, listen_pool, clock })
+        Ok(Self { pool, side_pool, clock, reachable })
     }
 
     /// Brings the schema up to date.
@@ -105,10 +126,16 @@ impl Store {
     /// Whether the database answers.
     ///
     /// # Errors
-    /// [`Error::Overloaded`] or [`Error::StoreUnavailable`].
+    /// [`Error::StoreUnavailable`].
     pub async fn ping(&self) -> Result<(), Error> {
-        sqlx::query("SELECT 1").execute(&self.pool).await.map_err(store_error)?;
-        Ok(())
+        let answer = sqlx::query("SELECT 1").execute(&self.side_pool);
+        let answer = match tokio::time::timeout(PING_TIMEOUT, answer).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(error)) => Err(Error::StoreUnavailable(error.into())),
+            Err(late) => Err(Error::StoreUnavailable(late.into())),
+        };
+        self.reachable.store(answer.is_ok(), Ordering::Relaxed);
+        answer
     }
 
     /// The versions of the migrations that this build knows and the database lacks.
@@ -121,12 +148,12 @@ impl Store {
         )
         .fetch_one(&self.pool)
         .await
-        .map_err(store_error)?;
+        .map_err(|error| self.error(error))?;
         let applied: Vec<i64> = if known {
             sqlx::query_scalar("SELECT version FROM _sqlx_migrations WHERE success")
                 .fetch_all(&self.pool)
                 .await
-                .map_err(store_error)?
+                .map_err(|error| self.error(error))?
         } else {
             Vec::new()
         };
@@ -147,23 +174,52 @@ impl Store {
         )
         .execute(&self.pool)
         .await
-        .map_err(store_error)?;
+        .map_err(|error| self.error(error))?;
         let secret =
             sqlx::query_scalar!("SELECT secret FROM service_secret WHERE name = 'reservation'")
                 .fetch_one(&self.pool)
                 .await
-                .map_err(store_error)?;
+                .map_err(|error| self.error(error))?;
         secret.try_into().map_err(|_| row::impossible("a secret that is not 32 bytes"))
     }
 
     /// Closes all connections once their statements are done.
     pub async fn close(&self) {
-        self.listen_pool.close().await;
+        self.side_pool.close().await;
         self.pool.close().await;
     }
 
     fn imposed_now(&self) -> Option<OffsetDateTime> {
         self.clock.imposed()
+    }
+
+    /// What a failed statement means to the caller.
+    fn error(&self, error: sqlx::Error) -> Error {
+        use sqlx::Error as Sqlx;
+        let unavailable = match &error {
+            Sqlx::PoolTimedOut => !self.reachable.load(Ordering::Relaxed),
+            Sqlx::Io(_) | Sqlx::Tls(_) | Sqlx::PoolClosed | Sqlx::WorkerCrashed => true,
+            Sqlx::Database(cause) => cause.code().is_some_and(|code| {
+                // connection exceptions, shutdown and crash recovery, too many connections, a
+                // standby that was promoted or not yet
+                code.starts_with("08")
+                    || code.starts_with("57P")
+                    || ["53300", "25006"].contains(&&*code)
+            }),
+            _ => false,
+        };
+        if unavailable {
+            self.reachable.store(false, Ordering::Relaxed);
+            return Error::StoreUnavailable(error.into());
+        }
+        // statement_timeout and lock_timeout
+        let gave_up =
+            |cause: &dyn DatabaseError| matches!(cause.code().as_deref(), Some("57014" | "55P03"));
+        match &error {
+            Sqlx::PoolTimedOut => Error::Overloaded,
+            Sqlx::Database(cause) if gave_up(cause.as_ref()) => Error::Overloaded,
+            _ => Error::Internal(error.into()),
+        }
     }
 }
 
@@ -174,29 +230,6 @@ fn burns(policy: LapsePolicy) -> bool {
 /// Seconds as `make_interval` takes them.
 fn seconds(duration: time::Duration) -> f64 {
     duration.as_seconds_f64()
-}
-
-/// What a failed statement means to the caller.
-fn store_error(error: sqlx::Error) -> Error {
-    use sqlx::Error as Sqlx;
-    match error {
-        Sqlx::PoolTimedOut => Error::Overloaded,
-        Sqlx::Io(_) | Sqlx::Tls(_) | Sqlx::PoolClosed | Sqlx::WorkerCrashed => {
-            Error::StoreUnavailable(error.into())
-        }
-        Sqlx::Database(ref cause) => match cause.code().as_deref() {
-            // statement_timeout and lock_timeout
-            Some("57014" | "55P03") => Error::Overloaded,
-            // connection exceptions, too many connections, shutdown and crash recovery, a
-            // standby that was promoted or not yet
-            Some(code) if code.starts_with("08") || code.starts_with("57P") => {
-                Error::StoreUnavailable(error.into())
-            }
-            Some("53300" | "25006") => Error::StoreUnavailable(error.into()),
-            _ => Error::Internal(error.into()),
-        },
-        _ => Error::Internal(error.into()),
-    }
 }
 
 /// Whether a statement lost a race that starting over settles: another one inserted the same

@@ -4,7 +4,7 @@ use std::{collections::HashMap, time::Duration};
 
 use time::OffsetDateTime;
 
-use super::{MAX_ROUNDS, Store, burns, lost_race, row, seconds, store_error};
+use super::{MAX_ROUNDS, Store, burns, lost_race, row, seconds};
 use crate::domain::{
     capabilities::Capabilities,
     error::Error,
@@ -125,7 +125,7 @@ impl Store {
         )
         .fetch_all(&self.pool)
         .await
-        .map_err(store_error)?;
+        .map_err(|error| self.error(error))?;
         let mut clients: HashMap<UserId, Vec<ClientId>> = HashMap::new();
         for row in rows {
             let ClientKey { user, client } = row::client_key(row.user_id, row.client_id)?;
@@ -146,7 +146,7 @@ impl Store {
             pause(round).await;
             let rows = match self.reserve_once(batch, &open).await {
                 Err(error) if lost_race(&error) => continue,
-                other => other.map_err(store_error)?,
+                other => other.map_err(|error| self.error(error))?,
             };
             if rows.iter().any(|row| row.outcome == "clash") {
                 return Err(Error::RequestIdReused);

@@ -2,7 +2,7 @@
 
 use sqlx::PgConnection;
 
-use super::{Store, row, store_error};
+use super::{Store, row};
 use crate::domain::{
     error::Error,
     ids::{Bucket, ClientKey},
@@ -48,7 +48,7 @@ impl Store {
         owner: &ClientKey,
         revocation: &Revocation,
     ) -> Result<Revoked, Error> {
-        let mut connection = self.pool.acquire().await.map_err(store_error)?;
+        let mut connection = self.pool.acquire().await.map_err(|error| self.error(error))?;
         let bucket = Bucket::of(&owner.user).get();
         let pool_id = sqlx::query_scalar!(
             "SELECT pool_id FROM pool WHERE bucket = $1 AND user_id = $2 AND client_id = $3",
@@ -58,10 +58,10 @@ impl Store {
         )
         .fetch_optional(&mut *connection)
         .await
-        .map_err(store_error)?;
+        .map_err(|error| self.error(error))?;
         let Some(pool_id) = pool_id else { return Ok(Revoked::default()) };
         let counts = self.revoke_in(&mut connection, actor, bucket, pool_id, revocation).await;
-        let counts = counts.map_err(store_error)?;
+        let counts = counts.map_err(|error| self.error(error))?;
         Ok(Revoked {
             available: row::count(counts.available)?,
             reserved: row::count(counts.reserved)?,

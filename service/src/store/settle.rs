@@ -5,7 +5,6 @@ use sqlx::{Acquire as _, PgConnection};
 use super::{
     MAX_ROUNDS, Store, burns, lost_race,
     row::{self, KeyColumns},
-    store_error,
 };
 use crate::domain::{
     error::Error,
@@ -79,7 +78,7 @@ impl Store {
         for _ in 0..MAX_ROUNDS {
             let rows = match self.settle_once(batch, end).await {
                 Err(error) if lost_race(&error) => continue,
-                other => other.map_err(store_error)?,
+                other => other.map_err(|error| self.error(error))?,
             };
             if let Some(settled) = judge(rows, batch.reservations.len())? {
                 return Ok(settled);

@@ -3,7 +3,7 @@
 use sqlx::PgExecutor;
 use time::{Duration, OffsetDateTime};
 
-use super::{Store, burns, row, seconds, store_error};
+use super::{Store, burns, row, seconds};
 use crate::domain::{
     error::Error,
     ids::{Bucket, ClientKey, KeyPackageRef},
@@ -64,7 +64,7 @@ impl Store {
         )
         .fetch_all(executor)
         .await
-        .map_err(store_error)?;
+        .map_err(|error| self.error(error))?;
         let last_upload = rows.first().map(|row| row.last_upload_at);
         let suites = rows.into_iter().filter_map(counts).collect::<Result<_, _>>()?;
         Ok(PoolCounts { last_upload, suites })

@@ -4,7 +4,7 @@
 use sqlx::PgConnection;
 use time::{Duration, OffsetDateTime};
 
-use super::{Store, burns, row, seconds, status::EXPIRING_SOON, store_error};
+use super::{Store, burns, row, seconds, status::EXPIRING_SOON};
 use crate::domain::{error::Error, ids::ClientKey, policy::LapsePolicy};
 
 /// The sweeper looks again at reservations that lapsed this long before it last looked: a
@@ -52,9 +52,10 @@ impl Store {
         )
         .fetch_all(&self.pool)
         .await
-        .map_err(store_error)?;
-        let mut connection = self.pool.acquire().await.map_err(store_error)?;
-        let expired = self.expire(&mut connection, &due).await.map_err(store_error)?;
+        .map_err(|error| self.error(error))?;
+        let mut connection = self.pool.acquire().await.map_err(|error| self.error(error))?;
+        let expired =
+            self.expire(&mut connection, &due).await.map_err(|error| self.error(error))?;
         let last_resorts = sqlx::query_file_scalar!(
             "src/store/sql/expire_last_resort.sql",
             self.imposed_now(),
@@ -62,7 +63,7 @@ impl Store {
         )
         .fetch_one(&mut *connection)
         .await
-        .map_err(store_error)?;
+        .map_err(|error| self.error(error))?;
         let ended: i64 = expired.iter().map(|row| row.ended).sum();
         // Rows that another statement has locked do not count as more: they would be found again
         // and again.
@@ -100,7 +101,7 @@ impl Store {
         )
         .fetch_all(&self.pool)
         .await
-        .map_err(store_error)?;
+        .map_err(|error| self.error(error))?;
         let found: i64 = rows.iter().map(|row| row.found).sum();
         if let Some(last) = rows.iter().map(|row| row.last).max() {
             sqlx::query!(
@@ -109,7 +110,7 @@ impl Store {
             )
             .execute(&self.pool)
             .await
-            .map_err(store_error)?;
+            .map_err(|error| self.error(error))?;
         }
         let owners = rows.into_iter().map(|row| row::client_key(row.user_id, row.client_id));
         let owners = owners.collect::<Result<_, _>>()?;
@@ -154,7 +155,7 @@ impl Store {
         )
         .fetch_one(&self.pool)
         .await
-        .map_err(store_error)?;
+        .map_err(|error| self.error(error))?;
         let mut after: OffsetDateTime = cursor.from;
         let mut ended = 0;
         loop {
@@ -167,7 +168,7 @@ impl Store {
             )
             .fetch_one(&self.pool)
             .await
-            .map_err(store_error)?;
+            .map_err(|error| self.error(error))?;
             ended += pass.ended.unsigned_abs();
             match pass.last {
                 Some(last) if pass.looked >= i64::from(limit) => after = last,
@@ -180,7 +181,7 @@ impl Store {
         )
         .execute(&self.pool)
         .await
-        .map_err(store_error)?;
+        .map_err(|error| self.error(error))?;
         Ok(ended)
     }
 
@@ -197,7 +198,7 @@ impl Store {
         )
         .fetch_one(&self.pool)
         .await;
-        swept(forgotten, limit)
+        swept(forgotten.map_err(|error| self.error(error))?, limit)
     }
 
     /// Forgets up to `limit` draws that are `retention` past.
@@ -213,7 +214,7 @@ impl Store {
         )
         .fetch_one(&self.pool)
         .await;
-        swept(forgotten, limit)
+        swept(forgotten.map_err(|error| self.error(error))?, limit)
     }
 
     /// Forgets up to `limit` last resort grants that ended `retention` ago.
@@ -229,11 +230,10 @@ impl Store {
         )
         .fetch_one(&self.pool)
         .await;
-        swept(forgotten, limit)
+        swept(forgotten.map_err(|error| self.error(error))?, limit)
     }
 }
 
-fn swept(ended: Result<i64, sqlx::Error>, limit: u32) -> Result<Swept, Error> {
-    let ended = ended.map_err(store_error)?;
+fn swept(ended: i64, limit: u32) -> Result<Swept, Error> {
     Ok(Swept { ended: ended.unsigned_abs(), owners: Vec::new(), more: ended >= i64::from(limit) })
 }

@@ -5,7 +5,7 @@ use std::collections::{HashMap, HashSet};
 use sqlx::{Postgres, Transaction};
 use time::OffsetDateTime;
 
-use super::{MAX_ROUNDS, Revocation, Signer, Store, lost_race, store_error};
+use super::{MAX_ROUNDS, Revocation, Signer, Store, lost_race};
 use crate::domain::{
     error::Error,
     ids::{Bucket, CipherSuite, ClientKey},
@@ -56,7 +56,7 @@ impl Store {
         for _ in 0..MAX_ROUNDS {
             match self.upload_once(owner, pool_id, packages, limits).await {
                 Err(error) if lost_race(&error) => {}
-                other => return other.map_err(store_error),
+                other => return other.map_err(|error| self.error(error)),
             }
         }
         Err(Error::Overloaded)

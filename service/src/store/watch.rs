@@ -2,7 +2,7 @@
 
 use sqlx::postgres::PgListener;
 
-use super::{Store, burns, row, store_error};
+use super::{Store, burns, row};
 use crate::domain::{
     error::Error,
     ids::{Bucket, ClientDigest, ClientKey},
@@ -22,7 +22,7 @@ pub enum Heard {
 
 /// Hears what the replicas tell.
 #[derive(Debug)]
-pub struct Listener(PgListener);
+pub struct Listener(PgListener, Store);
 
 impl Listener {
     /// The next that is told. Reconnects by itself.
@@ -30,7 +30,7 @@ impl Listener {
     /// # Errors
     /// When the database cannot be reached; the caller may try again.
     pub async fn next(&mut self) -> Result<Heard, Error> {
-        let Some(told) = self.0.try_recv().await.map_err(store_error)? else {
+        let Some(told) = self.0.try_recv().await.map_err(|error| self.1.error(error))? else {
             return Ok(Heard::Gap);
         };
         u128::from_str_radix(told.payload(), 16)
@@ -46,9 +46,9 @@ impl Store {
     /// When the database cannot be reached.
     pub async fn listen(&self) -> Result<Listener, Error> {
         let mut listener =
-            PgListener::connect_with(&self.listen_pool).await.map_err(store_error)?;
-        listener.listen(CHANNEL).await.map_err(store_error)?;
-        Ok(Listener(listener))
+            PgListener::connect_with(&self.side_pool).await.map_err(|error| self.error(error))?;
+        listener.listen(CHANNEL).await.map_err(|error| self.error(error))?;
+        Ok(Listener(listener, self.clone()))
     }
 
     /// Tells of those among `pools` that are at or below the low watermark or are to be told of
@@ -83,7 +83,7 @@ impl Store {
         )
         .fetch_one(&self.pool)
         .await
-        .map_err(store_error)?;
+        .map_err(|error| self.error(error))?;
         Ok(told.unsigned_abs())
     }
 }

@@ -14,8 +14,7 @@ use crate::{
         reservation_id::Locator,
     },
     grpc::auth::{Caller, Scope},
-    pool::{EventPage, EventRequest},
-    store::EventPools,
+    pool::{EventPage, EventPools, EventRequest},
 };
 
 const DEFAULT_PAGE: u32 = 100;

@@ -1,6 +1,6 @@
 //! ReserveKeyPackages.
 
-use std::{collections::HashSet, time::Duration as StdDuration};
+use std::collections::HashSet;
 
 use keypool_proto::v1;
 use time::Duration;
@@ -114,10 +114,9 @@ fn cipher_suite(number: u32) -> Result<CipherSuite, &'static str> {
 }
 
 fn ttl(ttl: prost_types::Duration) -> Result<Duration, &'static str> {
-    let wrong = "must be a positive duration";
-    let ttl = StdDuration::try_from(ttl).map_err(|_| wrong)?;
-    let ttl = Duration::try_from(ttl).map_err(|_| wrong)?;
-    if ttl.is_positive() { Ok(ttl) } else { Err(wrong) }
+    // By hand: the conversion of prost_types overflows on what the wire may carry.
+    let ttl = Duration::seconds(ttl.seconds).checked_add(Duration::nanoseconds(ttl.nanos.into()));
+    ttl.filter(|ttl| ttl.is_positive()).ok_or("must be a positive duration")
 }
 
 pub(in crate::grpc) fn reserved(results: Vec<ReserveResult>) -> v1::ReserveKeyPackagesResponse {

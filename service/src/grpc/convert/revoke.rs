@@ -8,8 +8,7 @@ use crate::{
         error::Error,
         ids::{ClientId, KeyPackageRef},
     },
-    pool::Selection,
-    store::Revoked,
+    pool::{Revoked, Selection},
 };
 
 /// The longest signature key: ML-DSA-87 has 2,592 bytes.

@@ -7,7 +7,7 @@ WITH t AS MATERIALIZED (
     SELECT coalesce($1::timestamptz, now()) AS now
 )
 SELECT p.last_upload_at AS "last_upload_at!",
-       u.cipher_suite,
+       u.cipher_suite AS "cipher_suite?",
        n.available AS "available!",
        n.reserved AS "reserved!",
        n.expiring_soon AS "expiring_soon!",
