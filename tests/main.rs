@@ -2,4 +2,5 @@
 
 #![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)] // here they fail a test
 
+mod grpc;
 mod validation;

@@ -12,6 +12,7 @@ use std::{
     future::Future,
     hash::{DefaultHasher, Hash as _, Hasher as _},
     io,
+    net::SocketAddr,
     os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
     sync::LazyLock,
@@ -20,11 +21,17 @@ use std::{
 
 use keypool_service::dev::{EmbeddedPostgres, PostgresOptions};
 use sqlx::{
-    AssertSqlSafe, ConnectOptions as _, Connection as _, Executor as _, PgPool,
+    AssertSqlSafe, ConnectOptions as _, Connection as _, Executor as _, PgPool, Postgres,
+    Transaction,
     migrate::Migrator,
     postgres::{PgConnectOptions, PgPoolOptions},
 };
 use tempfile::TempDir;
+
+use crate::{
+    proxy::{Proxy, Target},
+    server::until,
+};
 
 /// The environment variable with the URL of the server to use.
 pub const SERVER_VARIABLE: &str = "KEYPOOL_TEST_POSTGRES";
@@ -67,6 +74,50 @@ impl TestDatabase {
         &self.url
     }
 
+    /// The server behind the URL, for a proxy.
+    pub fn target(&self) -> Target {
+        let options = server_options();
+        match options.get_socket() {
+            Some(folder) => Target::Unix(folder.join(format!(".s.PGSQL.{}", options.get_port()))),
+            None => {
+                let host = options.get_host();
+                let host = if host == "localhost" { "127.0.0.1" } else { host };
+                let address = host.parse().expect("the test server's address in numbers");
+                Target::Tcp(SocketAddr::new(address, options.get_port()))
+            }
+        }
+    }
+
+    /// The URL of this database behind a proxy, with a password that a server without a need
+    /// for one does not look at.
+    pub fn url_through(&self, proxy: &Proxy, password: &str) -> String {
+        let (user, name) = (server_options().get_username().to_owned(), &self.name);
+        format!("postgres://{user}:{password}@{}/{name}?sslmode=disable", proxy.address())
+    }
+
+    /// Keeps everyone else out of a table until the lock is dropped.
+    pub async fn lock_table(&self, table: &str) -> TableLock {
+        let mut transaction = self.pool.begin().await.expect("a transaction");
+        let statement = format!("LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE");
+        transaction.execute(AssertSqlSafe(statement)).await.expect("a lock");
+        TableLock(transaction)
+    }
+
+    /// Returns once `count` statements wait for a lock.
+    pub async fn waiting(&self, count: i64) {
+        until(async || {
+            let waiting: i64 = sqlx::query_scalar(
+                "SELECT count(*) FROM pg_stat_activity
+                 WHERE datname = current_database() AND wait_event_type = 'Lock'",
+            )
+            .fetch_one(&self.pool)
+            .await
+            .expect("the server's activity");
+            waiting >= count
+        })
+        .await;
+    }
+
     async fn copy_of(template: &str) -> Self {
         let name = format!("keypool_test_{}", uuid::Uuid::new_v4().simple());
         administrate(format!(r#"CREATE DATABASE "{name}" TEMPLATE "{template}""#)).await;
@@ -74,6 +125,17 @@ impl TestDatabase {
         let url = options.to_url_lossy().to_string();
         let pool = PgPoolOptions::new().min_connections(0).connect_lazy_with(options);
         Self { pool, url, name }
+    }
+}
+
+/// A lock on a table.
+#[derive(Debug)]
+pub struct TableLock(Transaction<'static, Postgres>);
+
+impl TableLock {
+    /// Lets everyone in again.
+    pub async fn release(self) {
+        self.0.rollback().await.expect("the end of a transaction");
     }
 }
 

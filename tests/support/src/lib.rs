@@ -5,4 +5,6 @@
 pub mod database;
 pub mod forge;
 pub mod member;
+pub mod proxy;
+pub mod server;
 pub mod x509;

@@ -1,0 +1,102 @@
+//! Too much to do, or no database to do it with: refused with when to come back.
+
+use std::time::Duration;
+
+use keypool_client::v1::ErrorReason;
+use keypool_testing::proxy::Proxy;
+
+use super::*;
+
+/// One call holds the only connection; another waits for it in vain.
+pub(super) async fn refused_for_want_of_a_connection() -> Rejection {
+    let one = options().set("database.max_connections", 1);
+    refused_beside_another(one.text("database.acquire_timeout", "100ms")).await
+}
+
+/// Calls while another one waits for a lock in the database.
+async fn refused_beside_another(options: ServerOptions) -> Rejection {
+    let database = database().await;
+    let server = Server::start(&database, &options).await;
+    let client = server.client("bob", "phone").await;
+    let lock = database.lock_table("pool").await;
+    let held = tokio::spawn({
+        let client = client.clone();
+        async move { client.pool_status().await }
+    });
+    database.waiting(1).await;
+    let refused = rejection(client.pool_status().await);
+    lock.release().await;
+    held.await.unwrap().unwrap();
+    client.pool_status().await.unwrap();
+    refused
+}
+
+/// A server whose database goes away.
+pub(super) async fn refused_without_a_database() -> Rejection {
+    let database = database().await;
+    let proxy = Proxy::to(database.target()).await;
+    let quick = options().text("database.acquire_timeout", "100ms");
+    let server = Server::on(&database.url_through(&proxy, "password"), &quick).await;
+    let client = server.client("bob", "phone").await;
+    client.pool_status().await.unwrap();
+    proxy.cut();
+    rejection(client.pool_status().await)
+}
+
+#[tokio::test]
+async fn a_call_beyond_the_limit_of_concurrent_ones_is_shed() {
+    let refused = refused_beside_another(options().set("server.max_concurrent_requests", 1)).await;
+    assert_eq!(refused.reason, Some(ErrorReason::Overloaded));
+    assert!(refused.retry_after.is_some_and(|delay| !delay.is_zero()));
+}
+
+#[tokio::test]
+async fn a_call_without_a_connection_is_shed_and_not_queued_for_ever() {
+    let refused = refused_for_want_of_a_connection().await;
+    assert_eq!(refused.reason, Some(ErrorReason::Overloaded));
+    assert!(refused.retry_after.is_some_and(|delay| !delay.is_zero()));
+}
+
+#[tokio::test]
+async fn a_call_that_a_lock_holds_up_for_too_long_is_given_up() {
+    let database = database().await;
+    let quick = options().text("database.statement_timeout", "50ms");
+    let server = Server::start(&database, &quick).await;
+    let client = server.client("bob", "phone").await;
+    let lock = database.lock_table("pool").await;
+    let refused = rejection(client.pool_status().await);
+    assert_eq!(refused.reason, Some(ErrorReason::Overloaded));
+    lock.release().await;
+    client.pool_status().await.unwrap();
+}
+
+/// Also once the connections that broke are used up, and when more calls come than there are
+/// connections: refused connections are not mistaken for a busy pool.
+#[tokio::test]
+async fn without_a_database_every_call_says_so_and_when_it_is_back_they_succeed() {
+    let database = database().await;
+    let proxy = Proxy::to(database.target()).await;
+    let two = options().set("database.max_connections", 2);
+    let two = two.text("database.acquire_timeout", "100ms");
+    let server = Server::on(&database.url_through(&proxy, "password"), &two).await;
+    let client = publish_some(&server, "bob", 1).await;
+    proxy.cut();
+    for _ in 0..4 {
+        let refused = rejection(client.pool_status().await);
+        assert_eq!(refused.reason, Some(ErrorReason::StoreUnavailable), "{refused:?}");
+        assert!(refused.retry_after.is_some_and(|delay| delay > Duration::ZERO));
+    }
+    let calls: Vec<_> = (0..16)
+        .map(|_| {
+            let client = client.clone();
+            tokio::spawn(async move { client.pool_status().await })
+        })
+        .collect();
+    for call in calls {
+        let refused = rejection(call.await.unwrap());
+        assert_eq!(refused.reason, Some(ErrorReason::StoreUnavailable), "{refused:?}");
+    }
+    proxy.open();
+    keypool_testing::server::until(async || client.pool_status().await.is_ok()).await;
+    assert_eq!(counts(&client).await.available, 1);
+}

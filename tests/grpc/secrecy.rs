@@ -1,0 +1,113 @@
+//! Nothing secret reaches the log, however much is logged.
+
+use base64::{Engine as _, engine::general_purpose};
+use keypool_client::v1::RejectReason;
+use keypool_testing::{
+    proxy::Proxy,
+    server::{authorized, token, until},
+};
+
+use super::*;
+
+const PASSWORD: &str = "correct-horse-battery";
+const SECRET_GROUP: &[u8] = b"group that nobody may know";
+
+/// The forms in which bytes come into logs.
+fn forms(bytes: &[u8]) -> Vec<Vec<u8>> {
+    let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+    let list = format!("{bytes:?}");
+    let escaped: Vec<u8> = bytes.iter().flat_map(|byte| byte.escape_ascii()).collect();
+    vec![
+        bytes.to_vec(),
+        hex.to_uppercase().into_bytes(),
+        hex.into_bytes(),
+        list.trim_matches(['[', ']']).as_bytes().to_vec(),
+        escaped,
+        general_purpose::STANDARD_NO_PAD.encode(bytes).into_bytes(),
+        general_purpose::URL_SAFE_NO_PAD.encode(bytes).into_bytes(),
+    ]
+}
+
+#[track_caller]
+fn assert_absent(log: &[u8], what: &str, secret: &[u8]) {
+    for form in forms(secret) {
+        let found = log.windows(form.len()).position(|window| window == form);
+        if let Some(at) = found {
+            let around = &log[at.saturating_sub(300)..(at + 100).min(log.len())];
+            panic!("{what} is in the log: {}", String::from_utf8_lossy(around));
+        }
+    }
+}
+
+#[tokio::test]
+async fn nothing_secret_is_in_the_log_of_a_whole_flow() {
+    let database = database().await;
+    let proxy = Proxy::to(database.target()).await;
+    let url = database.url_through(&proxy, PASSWORD);
+    let loud = options().text("log.filter", "trace").text("database.acquire_timeout", "100ms");
+    let server = Server::on(&url, &loud).await;
+
+    // The generated client does not mark its token as sensitive, as many clients do not.
+    let mut grpc = server.grpc().await;
+    let (bob, alice) = (token("bob", "phone"), token("alice", "phone"));
+    let published = packages("bob", 3);
+    let mut sent: Vec<Vec<u8>> = published.clone();
+    sent.push(package("bob").with(|it| it.signature = Some(vec![0x5a; 64])).build());
+    sent.push(package("mallory").build());
+    let request = v1::UploadKeyPackagesRequest {
+        key_packages: sent.iter().cloned().map(Into::into).collect(),
+        mode: 0,
+    };
+    let answer = grpc.upload_key_packages(authorized(&bob, request)).await.unwrap().into_inner();
+    let last = answer.results.last().unwrap().rejected().unwrap();
+    assert_eq!(last.reason(), RejectReason::CredentialMismatch);
+
+    let request = Reserve::new(SECRET_GROUP, SUITE).target("bob");
+    let mut ids = Vec::new();
+    for _ in 0..2 {
+        let request = Reserve::new(SECRET_GROUP, SUITE).target("bob").message().clone();
+        let answer = grpc.reserve_key_packages(authorized(&alice, request)).await.unwrap();
+        ids.push(answer.into_inner().reservations().next().unwrap().reservation_id.clone());
+    }
+    let spend = |group: &'static [u8]| v1::SpendKeyPackagesRequest {
+        reservation_ids: vec![ids[0].clone()],
+        group_id: group.into(),
+    };
+    let mismatch = grpc.spend_key_packages(authorized(&alice, spend(GROUP))).await;
+    assert!(mismatch.is_err());
+    grpc.spend_key_packages(authorized(&alice, spend(SECRET_GROUP))).await.unwrap();
+    let release = v1::ReleaseReservationsRequest { reservation_ids: vec![ids[1].clone()] };
+    grpc.release_reservations(authorized(&alice, release)).await.unwrap();
+    let refused = format!("{alice}x");
+    assert!(grpc.get_pool_status(authorized(&refused, Default::default())).await.is_err());
+
+    // Nor when the database fails in the middle of it.
+    proxy.cut();
+    let unstored = request.message().clone();
+    let again = grpc.reserve_key_packages(authorized(&alice, unstored)).await;
+    assert!(again.is_err());
+    proxy.open();
+    until(async || server.client("bob", "phone").await.pool_status().await.is_ok()).await;
+
+    let log = server.log_bytes();
+    let text = String::from_utf8_lossy(&log);
+    assert!(text.contains("TRACE") && text.contains("GROUP_MISMATCH"), "everything is logged");
+    for token in [&bob, &alice] {
+        let mut parts = token.split('.');
+        let (_header, claims, signature) =
+            (parts.next(), parts.next().unwrap(), parts.next().unwrap());
+        assert_absent(&log, "a token's claims", claims.as_bytes());
+        assert_absent(&log, "a token's signature", &signature.as_bytes()[..40]);
+    }
+    assert_absent(&log, "the group id", SECRET_GROUP);
+    assert_absent(&log, "the database's password", PASSWORD.as_bytes());
+    for id in &ids {
+        assert_absent(&log, "a reservation id", id.as_bytes());
+    }
+    for bytes in &sent {
+        // Any part of it would do: keys and signatures are long.
+        for part in bytes.chunks_exact(24) {
+            assert_absent(&log, "a KeyPackage", part);
+        }
+    }
+}

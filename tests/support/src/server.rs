@@ -1,0 +1,369 @@
+//! The real binary, run as a child process.
+
+use std::{
+    collections::BTreeMap,
+    env,
+    fmt::Display,
+    fs::{self, File},
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    process::{ExitStatus, Output, Stdio},
+    sync::LazyLock,
+    time::Duration,
+};
+
+use aws_lc_rs::{
+    encoding::{AsDer as _, PublicKeyX509Der},
+    signature::{Ed25519KeyPair, KeyPair as _},
+};
+use keypool_client::{Client, v1::key_package_service_client::KeyPackageServiceClient};
+use keypool_service::{
+    domain::{
+        clock::{Clock as _, SystemClock},
+        ids::{ClientId, ClientKey, UserId},
+    },
+    grpc::auth::Scope,
+    token::{SigningKey, TokenRequest},
+};
+use pem::Pem;
+use tempfile::TempDir;
+use tokio::process::{Child, Command};
+use tonic::{
+    Request,
+    transport::{Channel, Endpoint},
+};
+use tonic_health::pb::{
+    HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
+};
+
+use crate::{database::TestDatabase, proxy::Target};
+
+/// The name of the service, for its health.
+pub const SERVICE: &str = "keypool.v1.KeyPackageService";
+
+/// Between two looks at something that changes by itself.
+const POLL_INTERVAL: Duration = Duration::from_millis(5);
+
+/// Who issues the tokens of a test: a key made by this process.
+struct Issuer {
+    key: SigningKey,
+    public_pem: String,
+}
+
+static ISSUER: LazyLock<Issuer> = LazyLock::new(|| {
+    let pair = Ed25519KeyPair::generate().expect("randomness");
+    let private = pair.to_pkcs8v1().expect("its encoding");
+    let public: PublicKeyX509Der<'_> = pair.public_key().as_der().expect("its encoding");
+    Issuer {
+        key: SigningKey::from_pem(&pem::encode(&Pem::new("PRIVATE KEY", private.as_ref())))
+            .expect("a key"),
+        public_pem: pem::encode(&Pem::new("PUBLIC KEY", public.as_ref())),
+    }
+});
+
+/// A token for every server of this process, with all scopes.
+pub fn token(user_id: &str, client_id: &str) -> String {
+    issue(&token_request(user_id, client_id))
+}
+
+/// A token for every server of this process, with these scopes.
+pub fn token_with(user_id: &str, client_id: &str, scopes: &[Scope]) -> String {
+    let request = TokenRequest { scopes: scopes.to_vec(), ..token_request(user_id, client_id) };
+    issue(&request)
+}
+
+/// A token for every server of this process whose configuration fits, as `request` asks for it.
+pub fn issue(request: &TokenRequest) -> String {
+    token_of(&ISSUER.key, request)
+}
+
+/// A token with all scopes that was valid until an hour ago.
+pub fn expired_token(user_id: &str, client_id: &str) -> String {
+    let then = SystemClock.now() - time::Duration::hours(2);
+    ISSUER.key.mint(&token_request(user_id, client_id), then).expect("a token")
+}
+
+/// The token that `request` asks for, signed with `key`; valid from now on.
+pub fn token_of(key: &SigningKey, request: &TokenRequest) -> String {
+    key.mint(request, SystemClock.now()).expect("a token")
+}
+
+/// All scopes, for an hour.
+pub fn token_request(user_id: &str, client_id: &str) -> TokenRequest {
+    TokenRequest {
+        key: ClientKey {
+            user: UserId::parse(user_id).expect("a user id"),
+            client: ClientId::parse(client_id).expect("a client id"),
+        },
+        scopes: Scope::ALL.to_vec(),
+        ttl: Duration::from_secs(3600),
+        audience: "keypool".into(),
+        issuer: None,
+        key_id: None,
+    }
+}
+
+/// A call with a token.
+pub fn authorized<T>(token: &str, message: T) -> Request<T> {
+    let mut request = Request::new(message);
+    let value = format!("Bearer {token}").parse().expect("a token is ASCII");
+    request.metadata_mut().insert("authorization", value);
+    request
+}
+
+/// The `keypool` binary of this build.
+///
+/// # Panics
+/// It is missing, or its sources have changed since it was built.
+pub fn binary() -> PathBuf {
+    const HOW: &str = "run `cargo build --workspace --bins` first, or script/test";
+    let test = env::current_exe().expect("this test's own path");
+    let built = test.ancestors().nth(2).expect("target/debug, above deps");
+    let binary = built.join("keypool");
+    let modified = |path: &Path| fs::metadata(path).and_then(|found| found.modified()).ok();
+    let Some(made) = modified(&binary) else { panic!("{} is missing: {HOW}", binary.display()) };
+    let Ok(sources) = fs::read_to_string(built.join("keypool.d")) else {
+        panic!("{} lacks keypool.d, which names its sources: {HOW}", built.display());
+    };
+    let (_, sources) = sources.split_once(": ").expect("TARGET: SOURCES");
+    for source in sources.replace("\\ ", "\0").split_whitespace() {
+        let source = PathBuf::from(source.replace('\0', " "));
+        let current = modified(&source).is_some_and(|changed| changed <= made);
+        assert!(current, "{} is newer than {}: {HOW}", source.display(), binary.display());
+    }
+    binary
+}
+
+/// The binary with these arguments, and no variable that it would take for configuration.
+pub fn keypool(arguments: &[&str]) -> Command {
+    let mut command = Command::new(binary());
+    for (name, _) in env::vars_os() {
+        if name.to_string_lossy().starts_with("KEYPOOL_") {
+            command.env_remove(name);
+        }
+    }
+    command.args(arguments).stdin(Stdio::null()).kill_on_drop(true);
+    command
+}
+
+/// What a server's configuration says beyond where its database is: TOML by key, as in
+/// `server.drain_timeout`.
+#[derive(Debug, Clone, Default)]
+pub struct ServerOptions(BTreeMap<&'static str, String>);
+
+impl ServerOptions {
+    /// Sets a key to a number, a truth value or a list.
+    #[must_use]
+    pub fn set(mut self, key: &'static str, value: impl Display) -> Self {
+        self.0.insert(key, value.to_string());
+        self
+    }
+
+    /// Sets a key to a text.
+    #[must_use]
+    pub fn text(self, key: &'static str, value: impl AsRef<str>) -> Self {
+        self.set(key, format!("{:?}", value.as_ref()))
+    }
+}
+
+/// A configuration file, and the key files that it names.
+#[derive(Debug)]
+pub struct ConfigFile {
+    folder: TempDir,
+}
+
+impl ConfigFile {
+    /// For a server on the database at `url` that accepts this process's tokens.
+    pub fn new(url: &str, options: &ServerOptions) -> Self {
+        let folder = TempDir::new().expect("a folder");
+        let key = folder.path().join("auth.pub.pem");
+        fs::write(&key, &ISSUER.public_pem).expect("a key file");
+        let ServerOptions(mut keys) = ServerOptions::default()
+            .text("listen", "127.0.0.1:0")
+            .text("database.url", url)
+            .set("auth.keys", format!("[{key:?}]"))
+            .text("auth.audience", "keypool");
+        keys.extend(options.0.clone());
+        let lines: String = keys.iter().map(|(key, value)| format!("{key} = {value}\n")).collect();
+        fs::write(folder.path().join("keypool.toml"), lines).expect("a configuration file");
+        Self { folder }
+    }
+
+    /// `keypool COMMAND --config FILE`.
+    pub fn command(&self, command: &str) -> Command {
+        let path = self.folder.path().join("keypool.toml");
+        keypool(&[command, "--config", path.to_str().expect("a UTF-8 path")])
+    }
+
+    /// Runs a command to its end.
+    pub async fn run(&self, command: &str) -> Output {
+        self.command(command).output().await.expect("keypool runs")
+    }
+}
+
+/// A `keypool serve` process, killed when it is dropped.
+#[derive(Debug)]
+pub struct Server {
+    child: Child,
+    address: SocketAddr,
+    config: ConfigFile,
+}
+
+impl Server {
+    /// Starts a server on `database` and returns once its health is SERVING.
+    pub async fn start(database: &TestDatabase, options: &ServerOptions) -> Self {
+        Self::on(database.url(), options).await
+    }
+
+    /// Starts a server on the database at `url`.
+    pub async fn on(url: &str, options: &ServerOptions) -> Self {
+        let config = ConfigFile::new(url, options);
+        let log = File::create(config.folder.path().join("log")).expect("a log file");
+        let child = config
+            .command("serve")
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .expect("keypool starts");
+        let mut server = Self { child, address: ([127, 0, 0, 1], 0).into(), config };
+        server.address = server.listening().await;
+        server.healthy().await;
+        server
+    }
+
+    /// The address as the log tells it.
+    async fn listening(&mut self) -> SocketAddr {
+        loop {
+            let log = self.log();
+            let whole_lines = log.rsplit_once('\n').map_or("", |(lines, _)| lines);
+            let told = whole_lines.split_once("serving address=");
+            if let Some((_, rest)) = told {
+                let end = rest.find(|c: char| c.is_whitespace()).unwrap_or(rest.len());
+                return rest[..end].parse().expect("an address");
+            }
+            let ended = self.child.try_wait().expect("the state of a child");
+            assert_eq!(ended, None, "keypool ended before it served:\n{}", self.log());
+            tokio::time::sleep(POLL_INTERVAL).await;
+        }
+    }
+
+    async fn healthy(&self) {
+        let mut statuses = self.health(SERVICE).await;
+        while statuses.next().await != ServingStatus::Serving {}
+    }
+
+    /// The health of a service from now on: first as it is, then its changes.
+    pub async fn health(&self, service: &str) -> HealthWatch {
+        let mut client = HealthClient::new(self.channel().await);
+        let request = HealthCheckRequest { service: service.into() };
+        HealthWatch(client.watch(request).await.expect("the health service").into_inner())
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Where it listens, for a proxy.
+    pub fn target(&self) -> Target {
+        Target::Tcp(self.address)
+    }
+
+    /// Where it listens, for a client.
+    pub fn uri(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    /// The process.
+    pub fn pid(&self) -> u32 {
+        self.child.id().expect("a process that was not waited for")
+    }
+
+    /// Everything logged so far.
+    pub fn log(&self) -> String {
+        String::from_utf8_lossy(&self.log_bytes()).into_owned()
+    }
+
+    /// Everything logged so far.
+    pub fn log_bytes(&self) -> Vec<u8> {
+        fs::read(self.config.folder.path().join("log")).expect("the log")
+    }
+
+    /// Returns once the log holds `text`.
+    pub async fn logged(&self, text: &str) {
+        until(async || self.log().contains(text)).await;
+    }
+
+    /// A new connection.
+    pub async fn channel(&self) -> Channel {
+        let endpoint = Endpoint::from_shared(self.uri()).expect("a URI");
+        endpoint.connect().await.expect("a connection")
+    }
+
+    /// The generated client, on a new connection.
+    pub async fn grpc(&self) -> KeyPackageServiceClient<Channel> {
+        KeyPackageServiceClient::new(self.channel().await)
+    }
+
+    /// The SDK's client, on a new connection, with all scopes.
+    pub async fn client(&self, user_id: &str, client_id: &str) -> Client {
+        Client::connect(self.uri(), token(user_id, client_id)).await.expect("a connection")
+    }
+
+    /// Sends a signal, as `kill -s NAME` does.
+    pub fn signal(&self, name: &str) {
+        signal(self.pid(), name);
+    }
+
+    /// Returns once it accepts no new connection.
+    pub async fn refuses_connections(&self) {
+        until(async || tokio::net::TcpStream::connect(self.address).await.is_err()).await;
+    }
+
+    /// Returns once the process has ended by itself.
+    pub async fn ended(&mut self) -> ExitStatus {
+        self.child.wait().await.expect("the state of a child")
+    }
+
+    /// Kills it, as `kill -9` does, and returns once it is gone.
+    pub async fn kill(mut self) {
+        self.child.kill().await.expect("a child to kill");
+    }
+}
+
+impl Drop for Server {
+    /// Shows the log beside what failed.
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let log = self.log();
+            let start = log.len().saturating_sub(8 * 1024);
+            let start = log.floor_char_boundary(start);
+            eprintln!("--- the end of the log of {}:\n{}", self.address, &log[start..]);
+        }
+    }
+}
+
+/// Sends a signal to a process.
+pub fn signal(pid: u32, name: &str) {
+    let kill = std::process::Command::new("kill").args(["-s", name, &pid.to_string()]).status();
+    assert!(kill.is_ok_and(|status| status.success()), "kill -s {name} {pid}");
+}
+
+/// The health of a service over time.
+#[derive(Debug)]
+pub struct HealthWatch(tonic::Streaming<tonic_health::pb::HealthCheckResponse>);
+
+impl HealthWatch {
+    /// The next status.
+    pub async fn next(&mut self) -> ServingStatus {
+        let answer = self.0.message().await.expect("a living server");
+        answer.expect("a stream without end").status()
+    }
+}
+
+/// Returns once `happened`; the time limit of the test runner ends it otherwise.
+pub async fn until(mut happened: impl AsyncFnMut() -> bool) {
+    while !happened().await {
+        tokio::time::sleep(POLL_INTERVAL).await;
+    }
+}
