@@ -27,7 +27,7 @@ use crate::{
         policy::PoolPolicy,
         pool::PoolStatus,
     },
-    store::{Heard, ReserveOutcome, Store},
+    store::{ReserveOutcome, Store},
 };
 
 /// A pool is looked at when a Reserve leaves it this near its low watermark: more Reserves than
@@ -44,6 +44,8 @@ const MAX_NOTED: usize = 100_000;
 const READERS: usize = 2;
 /// The rest after the database failed.
 const RETRY: Duration = Duration::from_secs(1);
+/// A connection that listens is asked whether it lives after this long without a word.
+const SILENCE: Duration = Duration::from_secs(15);
 
 /// Bounds of the streams.
 #[derive(Debug, Clone, Copy)]
@@ -124,14 +126,12 @@ impl Hub {
         Ok(Subscription { hub: self.clone(), digest, woken })
     }
 
-    fn wake(&self, heard: Heard) {
-        let streams = lock(&self.streams);
-        match heard {
-            Heard::Pool(digest) => {
-                streams.get(&digest).into_iter().flatten().for_each(|s| s.notify_one());
-            }
-            Heard::Gap => streams.values().flatten().for_each(|stream| stream.notify_one()),
-        }
+    fn wake(&self, owner: ClientDigest) {
+        lock(&self.streams).get(&owner).into_iter().flatten().for_each(|s| s.notify_one());
+    }
+
+    fn wake_all(&self) {
+        lock(&self.streams).values().flatten().for_each(|stream| stream.notify_one());
     }
 
     /// The pools noted so far, some of them; the others stay.
@@ -159,9 +159,9 @@ impl Hub {
 
     /// Hears what the replicas tell, until the connection fails.
     async fn hear(&self, store: &Store) -> Result<(), Error> {
-        let mut listener = store.listen().await?;
+        let mut listener = store.listen(SILENCE).await?;
         // Whatever was told before is lost.
-        self.wake(Heard::Gap);
+        self.wake_all();
         loop {
             self.wake(listener.next().await?);
         }
@@ -202,21 +202,35 @@ struct Watch {
 impl Watch {
     /// The next state to send; none when the stream has lived long enough.
     async fn next(&mut self) -> Option<Result<PoolStatus, Error>> {
+        let (ends_at, stop) = (self.ends_at, self.stop.clone());
+        tokio::select! {
+            next = self.changed() => Some(next),
+            () = tokio::time::sleep_until(ends_at) => None,
+            () = stop.cancelled() => Some(Err(Error::ShuttingDown)),
+        }
+    }
+
+    /// The first state, or the next one that differs from what was sent. May be dropped at any
+    /// await: `sent` is empty until there was a first state.
+    async fn changed(&mut self) -> Result<PoolStatus, Error> {
         loop {
             if self.sent.is_some() {
-                tokio::select! {
-                    () = self.subscription.woken.notified() => {}
-                    () = tokio::time::sleep_until(self.ends_at) => return None,
-                    () = self.stop.cancelled() => return Some(Err(Error::ShuttingDown)),
-                }
+                self.subscription.woken.notified().await;
             }
             let status = match self.read().await {
                 Ok(status) => status,
-                Err(error) => return Some(Err(error)),
+                // Were each stream to end, all owners would come at once when the database is
+                // back.
+                Err(Error::Overloaded | Error::StoreUnavailable(_)) if self.sent.is_some() => {
+                    self.subscription.woken.notify_one();
+                    tokio::time::sleep(RETRY).await;
+                    continue;
+                }
+                Err(error) => return Err(error),
             };
             let seen = fingerprint(&status);
             if self.sent.replace(seen) != Some(seen) {
-                return Some(Ok(status));
+                return Ok(status);
             }
         }
     }
@@ -239,8 +253,8 @@ impl KeyPool {
     /// How the pool of `owner` stands: now, and again whenever it is low and has changed, was
     /// issued its last resort package, or has packages that expire soon. At least once, the
     /// newest state only. Ends by itself after about `limits.max_age`; with
-    /// [`Error::ShuttingDown`] when told to stop; with any other error that reading the state
-    /// meets. A reader that opens another stream then has missed nothing.
+    /// [`Error::ShuttingDown`] when told to stop; with an error when the first state cannot be
+    /// read. A reader that opens another stream then has missed nothing.
     ///
     /// # Errors
     /// [`Error::RateLimited`] when the client holds too many streams.

@@ -40,7 +40,7 @@ pub use settle::{SettleBatch, Settled};
 pub use status::PoolCounts;
 pub use sweep::Swept;
 pub use upload::{StoreOutcome, UploadLimits};
-pub use watch::{Heard, Listener};
+pub use watch::Listener;
 
 /// The schema. Only ever added to.
 pub static MIGRATOR: Migrator = sqlx::migrate!();
@@ -70,8 +70,8 @@ pub struct StoreOptions {
 #[derive(Debug, Clone)]
 pub struct Store {
     pool: PgPool,
-    /// Two connections beside those that work: one that listens, and one that asks whether the
-    /// database answers, however busy the others are.
+    /// One connection beside those that work: it asks whether the database answers, however busy
+    /// the others are.
     side_pool: PgPool,
     clock: Arc<dyn Clock>,
     /// Whether the database was there when last heard of: waiting in vain for a connection looks
@@ -96,7 +96,7 @@ impl Store {
                 ("idle_in_transaction_session_timeout", "10000".to_owned()),
             ]);
         let side_pool = PgPoolOptions::new()
-            .max_connections(2)
+            .max_connections(1)
             .acquire_timeout(options.acquire_timeout)
             .connect_lazy_with(connect.clone());
         let reachable = Arc::new(AtomicBool::new(false));

@@ -79,8 +79,8 @@ pub struct Reserved {
     pub not_after: OffsetDateTime,
     /// Until then nobody else gets it.
     pub expires_at: OffsetDateTime,
-    /// How many packages like it the pool has left, as the statement saw it; none for a last
-    /// resort package and for a repeated call.
+    /// How many packages like it the pool has left, as the statement saw it, with those that
+    /// others were just taking left out; none for a last resort package and for a repeated call.
     pub left: Option<u32>,
 }
 

@@ -56,21 +56,24 @@ impl Store {
         let mut connection = self.pool.acquire().await.map_err(|error| self.error(error))?;
         let expired =
             self.expire(&mut connection, &due).await.map_err(|error| self.error(error))?;
-        let last_resorts = sqlx::query_file_scalar!(
+        let last_resorts = sqlx::query_file_as!(
+            ExpiredRow,
             "src/store/sql/expire_last_resort.sql",
             self.imposed_now(),
             i64::from(limit)
         )
-        .fetch_one(&mut *connection)
+        .fetch_all(&mut *connection)
         .await
         .map_err(|error| self.error(error))?;
-        let ended: i64 = expired.iter().map(|row| row.ended).sum();
+        let count = |rows: &[ExpiredRow]| rows.iter().map(|row| row.ended).sum::<i64>();
+        let (ended, last_resort) = (count(&expired), count(&last_resorts));
         // Rows that another statement has locked do not count as more: they would be found again
         // and again.
-        let more = ended.max(last_resorts) >= i64::from(limit);
-        let owners = expired.into_iter().map(|row| row::client_key(row.user_id, row.client_id));
+        let more = ended.max(last_resort) >= i64::from(limit);
+        let owners = expired.into_iter().chain(last_resorts);
+        let owners = owners.map(|row| row::client_key(row.user_id, row.client_id));
         Ok(Swept {
-            ended: (ended + last_resorts).unsigned_abs(),
+            ended: (ended + last_resort).unsigned_abs(),
             owners: owners.collect::<Result<_, _>>()?,
             more,
         })

@@ -1,6 +1,12 @@
 //! Telling all replicas which pools' owners should hear how they stand.
 
-use sqlx::postgres::PgListener;
+use std::time::Duration;
+
+use sqlx::{
+    Executor as _,
+    postgres::{PgListener, PgPoolOptions},
+};
+use tokio::time::timeout;
 
 use super::{Store, burns, row};
 use crate::domain::{
@@ -11,44 +17,60 @@ use crate::domain::{
 
 const CHANNEL: &str = "keypool_pool";
 
-/// What a listener hears.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Heard {
-    /// The owner of this pool should hear how it stands.
-    Pool(ClientDigest),
-    /// The connection was lost for a while: anything may have happened.
-    Gap,
-}
-
 /// Hears what the replicas tell.
 #[derive(Debug)]
-pub struct Listener(PgListener, Store);
+pub struct Listener {
+    connection: PgListener,
+    silence: Duration,
+    store: Store,
+}
 
 impl Listener {
-    /// The next that is told. Reconnects by itself.
+    /// The next pool whose owner should hear how it stands.
     ///
     /// # Errors
-    /// When the database cannot be reached; the caller may try again.
-    pub async fn next(&mut self) -> Result<Heard, Error> {
-        let Some(told) = self.0.try_recv().await.map_err(|error| self.1.error(error))? else {
-            return Ok(Heard::Gap);
+    /// When the connection is lost. What is told until another one listens is not heard.
+    pub async fn next(&mut self) -> Result<ClientDigest, Error> {
+        let told = loop {
+            match timeout(self.silence, self.connection.try_recv()).await {
+                Ok(told) => {
+                    break told.map_err(|error| self.store.error(error))?.ok_or_else(lost)?;
+                }
+                // Silence is usual, and so it would not show that the other end is gone.
+                Err(_) => timeout(self.silence, self.connection.execute("SELECT 1"))
+                    .await
+                    .map_err(|_| lost())?
+                    .map_err(|error| self.store.error(error))?,
+            };
         };
         u128::from_str_radix(told.payload(), 16)
-            .map(|digest| Heard::Pool(ClientDigest(digest.to_be_bytes())))
+            .map(|digest| ClientDigest(digest.to_be_bytes()))
             .map_err(|_| row::impossible("a notification that is none"))
     }
 }
 
+fn lost() -> Error {
+    Error::StoreUnavailable(anyhow::anyhow!("the connection that listens is lost"))
+}
+
 impl Store {
-    /// Starts to listen, on a connection of its own.
+    /// Starts to listen, on a connection of its own. After each `silence` the connection has as
+    /// long again to prove that it lives.
     ///
     /// # Errors
     /// When the database cannot be reached.
-    pub async fn listen(&self) -> Result<Listener, Error> {
-        let mut listener =
-            PgListener::connect_with(&self.side_pool).await.map_err(|error| self.error(error))?;
-        listener.listen(CHANNEL).await.map_err(|error| self.error(error))?;
-        Ok(Listener(listener, self.clone()))
+    pub async fn listen(&self, silence: Duration) -> Result<Listener, Error> {
+        // A pool of its own: a lost connection may hold its place for long.
+        let pool = PgPoolOptions::new()
+            .max_connections(1)
+            .acquire_timeout(self.pool.options().get_acquire_timeout())
+            .connect_lazy_with((*self.pool.connect_options()).clone());
+        let connection = PgListener::connect_with(&pool).await;
+        let mut connection = connection.map_err(|error| self.error(error))?;
+        // Its own way to reconnect must not be cut off, as `next` would.
+        connection.eager_reconnect(false);
+        connection.listen(CHANNEL).await.map_err(|error| self.error(error))?;
+        Ok(Listener { connection, silence, store: self.clone() })
     }
 
     /// Tells of those among `pools` that are at or below the low watermark or are to be told of

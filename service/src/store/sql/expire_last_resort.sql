@@ -25,4 +25,7 @@ logged AS (
     SELECT e.bucket, e.pool_id, coalesce($1::timestamptz, clock_timestamp()), e.cipher_suite, e.seq, 0, 'expired', e.key_package_ref
     FROM expired e
 )
-SELECT count(*) AS "ended!" FROM expired
+SELECT p.user_id AS "user_id!", p.client_id AS "client_id!", count(*) AS "ended!"
+FROM expired e
+JOIN pool p USING (bucket, pool_id)
+GROUP BY p.user_id, p.client_id

@@ -86,11 +86,11 @@ locked AS MATERIALIZED (
     CROSS JOIN t
     CROSS JOIN LATERAL (
         SELECT k.bucket, k.pool_id, k.cipher_suite, k.seq, k.state, k.generation, k.holder,
-               k.group_id, c.returned, c.not_after, c.stock
+               k.group_id, c.returned, c.not_after, c.left
         FROM (SELECT p.seq, p.generation > 0 AS returned, p.not_after,
                      count(*) OVER (ORDER BY p.generation > 0, p.not_after, p.seq
-                                    ROWS BETWEEN UNBOUNDED PRECEDING AND UNBOUNDED FOLLOWING)
-                         AS stock
+                                    ROWS BETWEEN 1 FOLLOWING AND UNBOUNDED FOLLOWING)
+                         AS left
               FROM package p
               WHERE p.bucket = w.bucket AND p.pool_id = w.pool_id AND p.cipher_suite = $7
                 AND (p.state = 'available'
@@ -242,7 +242,9 @@ SELECT a.ord AS "ord!",
            ELSE 'exhausted'
        END AS "outcome!",
        a.pool_id AS "pool_id!",
-       p.stock - 1 AS left,
+       -- What comes after it in the order of issue: those before it that the snapshot shows are
+       -- being taken by others.
+       p.left,
        coalesce(g.seq, m.seq) AS seq,
        coalesce(g.generation, m.generation) AS generation,
        coalesce(g.expires_at, m.expires_at) AS expires_at,
