@@ -4,3 +4,4 @@
 
 mod grpc;
 mod validation;
+mod watch;

@@ -8,3 +8,4 @@ pub mod member;
 pub mod proxy;
 pub mod server;
 pub mod x509;
+pub mod watching;
