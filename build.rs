@@ -20,6 +20,9 @@ fn main() -> Result<(), Box<dyn Error>> {
         .file_descriptor_set();
     let out = PathBuf::from(env::var("OUT_DIR")?);
     fs::write(out.join("keypool.v1.bin"), descriptors.encode_to_vec())?;
-    tonic_prost_build::configure().bytes(".keypool.v1").compile_fds(descriptors)?;
+    tonic_prost_build::configure()
+        .bytes(".keypool.v1")
+        .codec_path("crate::codec::MessageCodec")
+        .compile_fds(descriptors)?;
     Ok(())
 }

@@ -2,6 +2,7 @@
 //!
 //! The `.proto` files beside this one are the source; this crate only compiles them.
 
+mod codec;
 mod outcome;
 
 /// The messages and services of package `keypool.v1`.

@@ -27,7 +27,7 @@ async fn nothing_is_told_before_the_watermark_is_crossed() {
     assert_eq!(replicas.told(&mut heard).await, 1);
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_reader_that_did_not_read_gets_the_newest_state_once() {
     const CHANGES: usize = 1000;
     let replicas = Replicas::new(PoolPolicy::default()).await;
@@ -35,7 +35,12 @@ async fn a_reader_that_did_not_read_gets_the_newest_state_once() {
     let bob = client_key("bob", "phone");
     let owner = replicas.client(&here, &bob).await;
     owner.upload([last_resort("bob")]).await.unwrap();
-    let adder = replicas.client(&there, &client_key("alice", "phone")).await;
+    // A caller who holds very many reservations of one pool is slow.
+    let adders = each(20, |n| {
+        let (replicas, there) = (&replicas, &there);
+        async move { replicas.client(there, &client_key("alice", &format!("phone {n}"))).await }
+    })
+    .await;
     let mut heard = replicas.listen().await;
 
     // As the server reads it: over gRPC the transport's window would take some states ahead.
@@ -45,7 +50,11 @@ async fn a_reader_that_did_not_read_gets_the_newest_state_once() {
     asleep.next().await.unwrap().unwrap();
     let (mut awake, _) = Watching::start(&owner).await;
 
-    let reserved = each(CHANGES, |_| async { adder.reserve(&one_of(&bob)).await }).await;
+    let reserved = each(CHANGES, |n| {
+        let (adder, bob) = (&adders[n % adders.len()], &bob);
+        async move { adder.reserve(&one_of(bob)).await }
+    })
+    .await;
     assert!(reserved.iter().all(Result::is_ok));
 
     let mut pushed = 0;

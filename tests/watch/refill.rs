@@ -52,7 +52,7 @@ async fn an_upload_fills_to_the_target_and_never_over_the_cap() {
 
 /// The randomness is the server's own. A fair one puts 100 of 1,000 in each tenth, with a
 /// standard deviation of 9.5: this fails by chance about once in two million runs.
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_thousand_owners_refill_over_the_whole_spread() {
     const OWNERS: usize = 1000;
     let replicas = Replicas::new(PoolPolicy::default()).await;
