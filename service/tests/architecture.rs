@@ -19,7 +19,7 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
     ("telemetry", &["config"]),
     ("grpc", &["domain", "pool", "config"]),
     ("token", &["domain", "grpc::auth"]),
-    ("check", &["config", "grpc::auth"]),
+    ("check", &["config", "grpc::auth", "run"]),
     ("server", &["domain", "store", "pool", "grpc"]),
     ("run", &["config", "dev", "domain", "grpc", "pool", "server", "store", "token"]),
     ("cli", &["domain", "grpc::auth", "token"]),

@@ -83,7 +83,8 @@ async fn a_server_killed_under_load_loses_nothing_and_gives_nothing_twice() {
             answered.lock().unwrap().push(reservation);
             repeated += 1;
         }
-        for reservation in answered.lock().unwrap().iter() {
+        let answered = answered.lock().unwrap().clone();
+        for reservation in answered {
             assert!(refs.insert(reservation.key_package_ref.clone()), "given out twice");
             let id = [&reservation.reservation_id];
             assert!(!alice.spend(GROUP, id).await.unwrap()[0].already_spent);
