@@ -101,8 +101,8 @@ impl KeyPool {
         self.store.tend_event_partitions(PARTITIONS_AHEAD, policy.event_retention_days).await
     }
 
-    /// Sweeps again and again until told to stop. A sweep that fails is logged and tried again
-    /// at the next turn.
+    /// Sweeps again and again until told to stop, and tends the log once an hour. What fails is
+    /// logged and tried again at its next turn.
     pub async fn run_sweeper(&self, policy: SweepPolicy, stop: CancellationToken) {
         let rest = StdDuration::try_from(policy.interval).unwrap_or_default();
         // Replicas that start together do not sweep together.
@@ -110,19 +110,23 @@ impl KeyPool {
         let mut tend_at = Instant::now();
         while stop.run_until_cancelled(tokio::time::sleep(pause)).await.is_some() {
             pause = rest;
-            let swept = async {
-                if Instant::now() >= tend_at {
-                    self.tend_log(&policy).await?;
-                    tend_at = Instant::now() + TEND_INTERVAL;
-                }
-                self.sweep(&policy).await
-            };
-            match swept.await {
+            match self.sweep(&policy).await {
                 Ok(report) if report == SweepReport::default() => {}
                 Ok(report) => tracing::info!(?report, "swept"),
                 Err(error) => {
                     tracing::warn!(error = &error as &dyn std::error::Error, "the sweep failed");
                 }
+            }
+            if Instant::now() < tend_at {
+                continue;
+            }
+            // Whatever it meets: sweeps go on, and it does not make writers wait at every turn.
+            tend_at = Instant::now() + TEND_INTERVAL;
+            if let Err(error) = self.tend_log(&policy).await {
+                tracing::warn!(
+                    error = &error as &dyn std::error::Error,
+                    "the partitions of the log were not tended"
+                );
             }
         }
     }

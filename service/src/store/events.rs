@@ -186,11 +186,20 @@ impl Store {
         keep_days: u16,
     ) -> Result<(), Error> {
         sqlx::query!(
-            r#"SELECT make_event_partitions(today, $2) AS made,
-                      drop_event_partitions(today, $3) AS dropped
-               FROM (SELECT (coalesce($1::timestamptz, now()) AT TIME ZONE 'UTC')::date AS today) t"#,
+            "SELECT make_event_partitions(
+                 (coalesce($1::timestamptz, now()) AT TIME ZONE 'UTC')::date, $2)",
             self.imposed_now(),
             i32::from(days_ahead),
+        )
+        .fetch_one(&self.pool)
+        .await
+        .map_err(|error| self.error(error))?;
+        // In a transaction of its own: it waits for readers of the whole log, and they may wait
+        // for what the other one has locked.
+        sqlx::query!(
+            "SELECT drop_event_partitions(
+                 (coalesce($1::timestamptz, now()) AT TIME ZONE 'UTC')::date, $2)",
+            self.imposed_now(),
             i32::from(keep_days),
         )
         .fetch_one(&self.pool)

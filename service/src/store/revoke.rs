@@ -2,7 +2,7 @@
 
 use sqlx::PgConnection;
 
-use super::{Store, row};
+use super::{MAX_ROUNDS, Store, lost_race, row};
 use crate::domain::{
     error::Error,
     ids::{Bucket, ClientKey},
@@ -41,7 +41,8 @@ impl Store {
     /// Revokes packages of the pool of `owner`, in one transaction. None when there is no pool.
     ///
     /// # Errors
-    /// When the database cannot do it. Nothing is revoked then.
+    /// [`Error::Overloaded`] when other calls keep coming in between; when the database cannot do
+    /// it. Nothing is revoked then.
     pub async fn revoke(
         &self,
         actor: &ClientKey,
@@ -60,13 +61,13 @@ impl Store {
         .await
         .map_err(|error| self.error(error))?;
         let Some(pool_id) = pool_id else { return Ok(Revoked::default()) };
-        let counts = self.revoke_in(&mut connection, actor, bucket, pool_id, revocation).await;
-        let counts = counts.map_err(|error| self.error(error))?;
-        Ok(Revoked {
-            available: row::count(counts.available)?,
-            reserved: row::count(counts.reserved)?,
-            last_resort: row::count(counts.last_resort)?,
-        })
+        for _ in 0..MAX_ROUNDS {
+            match self.revoke_in(&mut connection, actor, bucket, pool_id, revocation).await {
+                Err(error) if lost_race(&error) => {}
+                counts => return counts.map_err(|error| self.error(error))?.try_into(),
+            }
+        }
+        Err(Error::Overloaded)
     }
 
     pub(super) async fn revoke_in(
@@ -105,4 +106,16 @@ pub(super) struct RevokedRow {
     available: i64,
     reserved: i64,
     last_resort: i64,
+}
+
+impl TryFrom<RevokedRow> for Revoked {
+    type Error = Error;
+
+    fn try_from(counts: RevokedRow) -> Result<Self, Error> {
+        Ok(Self {
+            available: row::count(counts.available)?,
+            reserved: row::count(counts.reserved)?,
+            last_resort: row::count(counts.last_resort)?,
+        })
+    }
 }

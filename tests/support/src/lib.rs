@@ -2,6 +2,7 @@
 
 #![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)]
 
+pub mod contract;
 pub mod database;
 pub mod forge;
 pub mod member;

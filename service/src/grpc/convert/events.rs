@@ -92,13 +92,16 @@ fn pools(
 
 fn parse_timestamp(given: Timestamp) -> Result<OffsetDateTime, &'static str> {
     let nanos = i128::from(given.seconds) * 1_000_000_000 + i128::from(given.nanos);
-    OffsetDateTime::from_unix_timestamp_nanos(nanos)
-        .ok()
-        // What Postgres can hold, and more than anyone means.
-        .filter(|time| {
-            (1..=9999).contains(&time.year()) && (0..1_000_000_000).contains(&given.nanos)
-        })
+    Some(given.nanos)
+        .filter(|nanos| (0..1_000_000_000).contains(nanos))
+        .and_then(|_| storable(nanos))
         .ok_or("must be a time between the years 1 and 9999")
+}
+
+/// The time so many nanoseconds after 1970, if Postgres can hold it.
+fn storable(nanos: i128) -> Option<OffsetDateTime> {
+    let time = OffsetDateTime::from_unix_timestamp_nanos(nanos).ok()?;
+    (1..=9999).contains(&time.year()).then_some(time)
 }
 
 /// The microseconds since 1970, the kind and the locator of a page's last event.
@@ -119,7 +122,7 @@ fn parse_token(token: &str) -> Option<EventKey> {
     let micros: i64 = std::str::from_utf8(parts.next()?).ok()?.parse().ok()?;
     let kind = EventKind::from_name(std::str::from_utf8(parts.next()?).ok()?)?;
     let locator = Locator::decode(parts.next()?)?;
-    let at = OffsetDateTime::from_unix_timestamp_nanos(i128::from(micros) * 1000).ok()?;
+    let at = storable(i128::from(micros) * 1000)?;
     Some(EventKey { at, locator, kind })
 }
 

@@ -13,14 +13,14 @@ ask AS MATERIALIZED (
 ),
 -- Locked, in the order of the key, for the reasons that spend.sql gives.
 held AS MATERIALIZED (
-    SELECT a.ord, k.generation, k.state, k.group_id, k.expires_at
+    SELECT a.ord, k.generation, k.state, k.group_id, k.expires_at, k.revoked_at
     FROM ask a
     JOIN package k USING (bucket, pool_id, cipher_suite, seq)
     ORDER BY k.bucket, k.pool_id, k.cipher_suite, k.seq
     FOR UPDATE OF k
 ),
 judged AS MATERIALIZED (
-    SELECT a.*, h.group_id,
+    SELECT a.*, h.group_id, h.revoked_at IS NOT NULL AS revoked,
            CASE
                WHEN h.generation = a.generation AND h.state = 'reserved'
                     AND NOT ($5::bool AND h.expires_at <= t.now) THEN 'release'
@@ -46,21 +46,20 @@ released AS (
     SET state = 'available', returned = 'released', holder = NULL, group_id = NULL,
         expires_at = NULL
     FROM judged j, verdict v
-    WHERE v.go AND j.outcome = 'release'
+    WHERE v.go AND j.outcome = 'release' AND NOT j.revoked
       AND k.bucket = j.bucket AND k.pool_id = j.pool_id AND k.cipher_suite = j.cipher_suite
       AND k.seq = j.seq AND k.generation = j.generation AND k.state = 'reserved'
-      AND k.revoked_at IS NULL
     RETURNING j.group_id, k.bucket, k.pool_id, k.cipher_suite, k.seq, k.generation,
               k.key_package_ref
 ),
--- What was revoked meanwhile is not available again.
+-- What was revoked meanwhile is not available again. Not asked of the row itself: this
+-- statement's snapshot may be older than its revocation.
 revoked AS (
     DELETE FROM package k
     USING judged j, verdict v
-    WHERE v.go AND j.outcome = 'release'
+    WHERE v.go AND j.outcome = 'release' AND j.revoked
       AND k.bucket = j.bucket AND k.pool_id = j.pool_id AND k.cipher_suite = j.cipher_suite
       AND k.seq = j.seq AND k.generation = j.generation AND k.state = 'reserved'
-      AND k.revoked_at IS NOT NULL
     RETURNING j.group_id, k.bucket, k.pool_id, k.cipher_suite, k.seq, k.generation,
               k.key_package_ref
 ),

@@ -8,9 +8,12 @@ WITH t AS MATERIALIZED (
     SELECT coalesce($1::timestamptz, now()) AS now
 ),
 -- Locked against Reserves and settlements in flight, which go first; in the order of the key, as
--- settlements lock. A Reserve that meets the locks looks again.
+-- settlements lock. A Reserve that meets the locks looks again. The lock yields the newest
+-- version of a row; what follows goes by it alone, as this statement's snapshot may show a state
+-- that the row had before, and a condition on that would pass over it.
 chosen AS MATERIALIZED (
-    SELECT k.cipher_suite, k.seq, k.state = 'reserved' AND k.expires_at > t.now AS held
+    SELECT k.cipher_suite, k.seq, k.generation, k.holder, k.group_id, k.expires_at,
+           k.state = 'reserved' AND k.expires_at > t.now AS held
     FROM package k
     CROSS JOIN t
     WHERE k.bucket = $2 AND k.pool_id = $3 AND k.revoked_at IS NULL
@@ -23,19 +26,20 @@ chosen AS MATERIALIZED (
 ),
 marked AS (
     UPDATE package k
-    SET revoked_at = t.now
+    SET revoked_at = t.now, state = 'reserved', generation = c.generation, returned = NULL,
+        holder = c.holder, group_id = c.group_id, expires_at = c.expires_at
     FROM chosen c, t
     WHERE c.held
       AND k.bucket = $2 AND k.pool_id = $3 AND k.cipher_suite = c.cipher_suite AND k.seq = c.seq
-      AND k.state = 'reserved' AND k.revoked_at IS NULL
+      AND k.revoked_at IS NULL
     RETURNING k.cipher_suite, k.seq, k.generation, k.key_package_ref, k.holder, k.group_id
 ),
 ended AS (
     DELETE FROM package k
-    USING chosen c, t
+    USING chosen c
     WHERE NOT c.held
       AND k.bucket = $2 AND k.pool_id = $3 AND k.cipher_suite = c.cipher_suite AND k.seq = c.seq
-      AND (k.state = 'available' OR k.expires_at <= t.now)
+      AND k.revoked_at IS NULL
     RETURNING k.cipher_suite, k.seq, k.generation, k.key_package_ref, k.holder, k.group_id
 ),
 entombed AS (

@@ -5,10 +5,7 @@
 -- one element for each package: $6 cipher suite  $7 key_package_ref  $8 key_package  $9 not_after
 -- $10 capabilities, as array literals  $11 init_key_digest  $12 signature_key_digest
 -- $13 credential_digest  $14 last resort  $15 last resort, and a later one in this call replaces it
-WITH t AS MATERIALIZED (
-    SELECT coalesce($1::timestamptz, now()) AS now
-),
-item AS MATERIALIZED (
+WITH item AS MATERIALIZED (
     SELECT i.*, row_number() OVER (PARTITION BY i.cipher_suite ORDER BY i.ord) AS number
     FROM unnest($6::int[], $7::bytea[], $8::bytea[], $9::timestamptz[], $10::text[], $11::bytea[],
                 $12::bytea[], $13::bytea[], $14::bool[], $15::bool[])
@@ -73,8 +70,10 @@ incoming AS (
 )
 INSERT INTO event (bucket, pool_id, at, cipher_suite, seq, generation, kind, key_package_ref,
                    actor_user, actor_client)
-SELECT $2, $3, t.now, p.cipher_suite, p.seq, 0, 'uploaded', p.key_package_ref, $4, $5
-FROM placed p, t
+SELECT $2, $3, coalesce($1::timestamptz, clock_timestamp()), p.cipher_suite, p.seq, 0, 'uploaded',
+       p.key_package_ref, $4, $5
+FROM placed p
 UNION ALL
-SELECT $2, $3, t.now, o.cipher_suite, o.seq, 0, 'revoked', o.key_package_ref, $4, $5
-FROM outgoing o, t
+SELECT $2, $3, coalesce($1::timestamptz, clock_timestamp()), o.cipher_suite, o.seq, 0, 'revoked',
+       o.key_package_ref, $4, $5
+FROM outgoing o
