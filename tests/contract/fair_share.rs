@@ -80,7 +80,8 @@ async fn a_spend_a_release_and_a_lapse_free_a_place() {
     let ground = fair().await;
     let mut bob = Device::new("bob", "phone");
     ground.stock(&mut bob, 32).await;
-    let again = || ground.reserve(&adder(0), &bob.key);
+    let caller = adder(0);
+    let again = || ground.reserve(&caller, &bob.key);
     let (first, second) = (again().await.unwrap(), again().await.unwrap());
     quota(&again().await);
     ground.a.spend(&adder(0), &[first.id], &group()).await.unwrap();
@@ -107,7 +108,8 @@ async fn last_resort_grants_count() {
     let ground = fair().await;
     let mut bob = Device::new("bob", "phone");
     ground.stock_last_resort(&mut bob).await;
-    let again = || ground.reserve(&adder(0), &bob.key);
+    let caller = adder(0);
+    let again = || ground.reserve(&caller, &bob.key);
     let first = again().await.unwrap();
     assert!(first.last_resort && again().await.unwrap().last_resort);
     quota(&again().await);
