@@ -2,24 +2,34 @@
 
 use std::{sync::Arc, time::Duration as StdDuration};
 
+use keypool_client::Client;
 use keypool_service::{
+    config::AuthSection,
     domain::{
         capabilities::Capabilities,
-        clock::{Clock, ManualClock},
+        clock::{Clock, ManualClock, SystemClock},
         error::Error,
         ids::{CipherSuite, ClientId, ClientKey, GroupId, KeyPackageRef, RequestId, UserId},
         key_package::{RejectReason, UploadPolicy},
         policy::PoolPolicy,
         pool::SuiteCounts,
     },
+    grpc::{
+        CallLimits,
+        auth::{Authenticator, KeySet, Scope},
+    },
     pool::{
         KeyPool, Reservation, ReserveRequest, SweepPolicy, SweepReport, Target, UploadMode,
-        UploadOutcome, UploadResult,
+        UploadOutcome, UploadResult, WatchLimits,
     },
+    server::{self, ServerOptions},
     store::{MIGRATOR, Store, StoreOptions},
+    token::{SigningKey, TokenRequest},
 };
 use openmls_traits::types::HpkeKemType;
 use time::{Duration, OffsetDateTime};
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     database::TestDatabase,
@@ -236,5 +246,60 @@ pub fn refusal(result: &UploadResult) -> RejectReason {
     match result.outcome {
         UploadOutcome::Rejected { reason, .. } => reason,
         UploadOutcome::Accepted { .. } => panic!("not refused: {result:?}"),
+    }
+}
+
+/// A server of this process, on a port of its own.
+#[derive(Debug)]
+pub struct Served {
+    uri: String,
+    key: SigningKey,
+    stop: CancellationToken,
+}
+
+impl Served {
+    /// Serves `pool`, without a sweeper that would be heard of.
+    pub async fn start(pool: KeyPool) -> Self {
+        let dir = tempfile::tempdir().expect("a folder");
+        let key = SigningKey::load_or_create(&dir.path().join("key.pem")).expect("a key");
+        let keys = KeySet::new(vec![key.verifying_key().expect("its public half")]);
+        let section = AuthSection::for_audience("keypool");
+        let authenticator =
+            Authenticator::new(keys.expect("keys"), &section, Arc::new(SystemClock));
+        let options = ServerOptions {
+            limits: CallLimits {
+                max_concurrent: 100,
+                timeout: PATIENCE,
+                watch: WatchLimits { per_client: 1, max_age: PATIENCE },
+            },
+            drain_timeout: PATIENCE,
+            max_connection_age: PATIENCE,
+            sweep: SweepPolicy { interval: Duration::DAY, ..SweepPolicy::default() },
+        };
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let uri = format!("http://{}", listener.local_addr().expect("an address"));
+        let stop = CancellationToken::new();
+        tokio::spawn(server::serve(listener, pool, authenticator, options, stop.clone()));
+        Self { uri, key, stop }
+    }
+
+    /// A client whose token says so.
+    pub async fn client(&self, key: &ClientKey, scopes: &[Scope]) -> Client {
+        let request = TokenRequest {
+            key: key.clone(),
+            scopes: scopes.to_vec(),
+            ttl: PATIENCE,
+            audience: "keypool".to_owned(),
+            issuer: None,
+            key_id: None,
+        };
+        let token = self.key.mint(&request, SystemClock.now()).expect("a token");
+        Client::connect(&self.uri, token).await.expect("a connection")
+    }
+}
+
+impl Drop for Served {
+    fn drop(&mut self) {
+        self.stop.cancel();
     }
 }
