@@ -2,7 +2,7 @@
 
 #![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)] // here they fail a test
 
-mod grpc;
 mod contract;
+mod grpc;
 mod validation;
 mod watch;

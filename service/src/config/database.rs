@@ -15,8 +15,9 @@ pub struct DatabaseSection {
     /// `url`, as in `postgres://user:password@host:5432/database`; or `url_file`, a file that
     /// holds it. One of the two is required.
     pub url: Secret,
-    /// `max_connections`: at most this many connections. More than a few for each core of the
-    /// database make it slower. Default 8.
+    /// `max_connections`: at most this many connections for the calls of adders, and half as many
+    /// and two more for owners and the watch. More than a few for each core of the database make it slower.
+    /// Default 8.
     pub max_connections: u32,
     /// `acquire_timeout`: a call waits this long for a free connection, then is refused as
     /// OVERLOADED. Default 1s.

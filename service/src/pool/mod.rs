@@ -6,6 +6,7 @@ mod revoke;
 mod settle;
 mod status;
 mod sweep;
+mod turns;
 mod upload;
 mod watch;
 
@@ -38,6 +39,7 @@ pub struct KeyPool {
     reservation_key: Arc<ReservationKey>,
     validation: Arc<tokio::sync::Semaphore>,
     watch: Arc<watch::Hub>,
+    turns: Arc<turns::Turns>,
 }
 
 impl KeyPool {
@@ -62,6 +64,7 @@ impl KeyPool {
             reservation_key: Arc::new(ReservationKey::new(&secret)),
             validation: Arc::new(tokio::sync::Semaphore::new(cores)),
             watch: Arc::default(),
+            turns: Arc::default(),
         })
     }
 

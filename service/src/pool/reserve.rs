@@ -107,6 +107,14 @@ impl KeyPool {
         caller: &ClientKey,
         request: &ReserveRequest,
     ) -> Result<Vec<ReserveResult>, Error> {
+        // One place for the whole call, by its first target: who reserves from the same users
+        // again and again is served, but not more than others.
+        let first = request.targets.first().map(|target| target.user.clone());
+        let place = first.map(|user| self.turns.place((caller.digest(), user)));
+        let _turn = match &place {
+            Some(place) => Some(place.turn().await),
+            None => None,
+        };
         let seats = self.seats(caller, &request.targets).await?;
         let asks: Vec<ReserveAsk> = seats
             .iter()

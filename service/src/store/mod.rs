@@ -58,7 +58,8 @@ const PING_TIMEOUT: Duration = Duration::from_secs(2);
 pub struct StoreOptions {
     /// A `postgres://` URL. Holds a password, perhaps.
     pub url: String,
-    /// The most connections this process opens.
+    /// The most connections this process opens for the calls of adders. Owners have half as many
+    /// of their own, and one that listens.
     pub max_connections: u32,
     /// How long a call waits for one of them before it is turned away.
     pub acquire_timeout: Duration,
@@ -70,8 +71,10 @@ pub struct StoreOptions {
 #[derive(Debug, Clone)]
 pub struct Store {
     pool: PgPool,
-    /// One connection beside those that work: it asks whether the database answers, however busy
-    /// the others are.
+    /// Connections for owners and the watch: however many Reserves wait for the others, an owner
+    /// hears of it and can refill its pool.
+    owner_pool: PgPool,
+    /// One connection that asks whether the database answers, however busy the others are.
     side_pool: PgPool,
     clock: Arc<dyn Clock>,
     /// Whether the database was there when last heard of: waiting in vain for a connection looks
@@ -95,24 +98,28 @@ impl Store {
                 // A replica that was cut off must not hold its locks for long.
                 ("idle_in_transaction_session_timeout", "10000".to_owned()),
             ]);
+        let reachable = Arc::new(AtomicBool::new(false));
+        let connections = |most| {
+            let connected = reachable.clone();
+            PgPoolOptions::new()
+                .max_connections(most)
+                .acquire_timeout(options.acquire_timeout)
+                // A dead connection fails its statement, and that is answered as such; a ping
+                // before each statement would double the round trips.
+                .test_before_acquire(false)
+                .after_connect(move |_, _| {
+                    connected.store(true, Ordering::Relaxed);
+                    Box::pin(async { Ok(()) })
+                })
+        };
+        let most = options.max_connections;
+        let pool = connections(most).connect_lazy_with(connect.clone());
+        let owner_pool = connections((most / 2).max(1)).connect_lazy_with(connect.clone());
         let side_pool = PgPoolOptions::new()
             .max_connections(1)
             .acquire_timeout(options.acquire_timeout)
-            .connect_lazy_with(connect.clone());
-        let reachable = Arc::new(AtomicBool::new(false));
-        let connected = reachable.clone();
-        let pool = PgPoolOptions::new()
-            .max_connections(options.max_connections)
-            .acquire_timeout(options.acquire_timeout)
-            // A dead connection fails its statement, and that is answered as such; a ping before
-            // each statement would double the round trips.
-            .test_before_acquire(false)
-            .after_connect(move |_, _| {
-                connected.store(true, Ordering::Relaxed);
-                Box::pin(async { Ok(()) })
-            })
             .connect_lazy_with(connect);
-        Ok(Self { pool, side_pool, clock, reachable })
+        Ok(Self { pool, owner_pool, side_pool, clock, reachable })
     }
 
     /// Brings the schema up to date.
@@ -186,6 +193,7 @@ impl Store {
     /// Closes all connections once their statements are done.
     pub async fn close(&self) {
         self.side_pool.close().await;
+        self.owner_pool.close().await;
         self.pool.close().await;
     }
 

@@ -49,7 +49,8 @@ impl Store {
         owner: &ClientKey,
         revocation: &Revocation,
     ) -> Result<Revoked, Error> {
-        let mut connection = self.pool.acquire().await.map_err(|error| self.error(error))?;
+        let connection = self.owner_pool.acquire().await;
+        let mut connection = connection.map_err(|error| self.error(error))?;
         let bucket = Bucket::of(&owner.user).get();
         let pool_id = sqlx::query_scalar!(
             "SELECT pool_id FROM pool WHERE bucket = $1 AND user_id = $2 AND client_id = $3",

@@ -43,7 +43,7 @@ impl Store {
     /// # Errors
     /// When the database cannot do it.
     pub async fn status(&self, owner: &ClientKey, lapse: LapsePolicy) -> Result<PoolCounts, Error> {
-        self.status_on(&self.pool, owner, lapse).await
+        self.status_on(&self.owner_pool, owner, lapse).await
     }
 
     pub(super) async fn status_on(

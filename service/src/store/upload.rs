@@ -69,7 +69,7 @@ impl Store {
         packages: &[&ValidatedKeyPackage],
         limits: UploadLimits,
     ) -> Result<Vec<StoreOutcome>, sqlx::Error> {
-        let mut transaction = self.pool.begin().await?;
+        let mut transaction = self.owner_pool.begin().await?;
         let mut upload = Upload {
             bucket: Bucket::of(&owner.user).get(),
             pool_id: self.open_pool(&mut transaction, owner, pool_id).await?,

@@ -103,7 +103,7 @@ impl Store {
             burns(lapse),
             row::bounded(low_watermark),
         )
-        .fetch_one(&self.pool)
+        .fetch_one(&self.owner_pool)
         .await
         .map_err(|error| self.error(error))?;
         Ok(told.unsigned_abs())

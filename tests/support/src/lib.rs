@@ -8,5 +8,5 @@ pub mod forge;
 pub mod member;
 pub mod proxy;
 pub mod server;
-pub mod x509;
 pub mod watching;
+pub mod x509;

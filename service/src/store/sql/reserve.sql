@@ -79,7 +79,8 @@ wanted AS MATERIALIZED (
 -- The order of issue. Locked so that no other Reserve takes the same row; a row that another
 -- statement has locked is passed over rather than waited for, so Reserves cannot deadlock.
 -- A caller who is no newcomer has to lock what it must spare besides what it takes: however many
--- try at once, they cannot count the same packages twice.
+-- try at once, they cannot count the same packages twice. Where it cannot get any it locks none,
+-- so that it does not keep newcomers from them.
 locked AS MATERIALIZED (
     SELECT w.ord, w.spared, k.*
     FROM wanted w
@@ -90,7 +91,8 @@ locked AS MATERIALIZED (
         FROM (SELECT p.seq, p.generation > 0 AS returned, p.not_after,
                      count(*) OVER (ORDER BY p.generation > 0, p.not_after, p.seq
                                     ROWS BETWEEN 1 FOLLOWING AND UNBOUNDED FOLLOWING)
-                         AS left
+                         AS left,
+                     count(*) OVER () AS stock
               FROM package p
               WHERE p.bucket = w.bucket AND p.pool_id = w.pool_id AND p.cipher_suite = $7
                 AND (p.state = 'available'
@@ -104,6 +106,7 @@ locked AS MATERIALIZED (
         WHERE (k.state = 'available'
                OR (k.state = 'reserved' AND k.expires_at <= t.now AND NOT $16::bool))
           AND k.revoked_at IS NULL
+          AND c.stock > w.spared
         ORDER BY c.returned, c.not_after, c.seq
         LIMIT 1 + w.spared
         FOR UPDATE OF k SKIP LOCKED
