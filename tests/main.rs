@@ -4,5 +4,6 @@
 
 mod contract;
 mod grpc;
+mod drain;
 mod validation;
 mod watch;

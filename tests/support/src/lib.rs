@@ -4,9 +4,11 @@
 
 pub mod contract;
 pub mod database;
+pub mod drain;
 pub mod forge;
 pub mod member;
 pub mod proxy;
 pub mod server;
 pub mod watching;
 pub mod x509;
+pub mod replicas;
