@@ -242,3 +242,23 @@ async fn of_64_repeat_drawers_none_gets_one_of_the_last() {
     assert_eq!(newcomers.filter(|answer| answer.is_ok()).count(), LOW_WATERMARK);
     assert_eq!(ground.counts(&bob.key).await.available, 0);
 }
+
+/// Another call is taking the one above the low watermark: a repeat drawer waits for how that
+/// ends rather than takes the next.
+#[tokio::test]
+async fn one_that_is_being_taken_is_not_counted_twice() {
+    let ground = fair().await;
+    let mut bob = Device::new("bob", "phone");
+    ground.stock(&mut bob, LOW_WATERMARK + 2).await;
+    draw(&ground.a, &adder(0), &bob.key).await;
+    let mut taking = ground.database.pool.begin().await.unwrap();
+    sqlx::query("DELETE FROM package WHERE seq = (SELECT max(seq) FROM package)")
+        .execute(&mut *taking)
+        .await
+        .unwrap();
+    let answer = reserve(&ground.a, &adder(0), &one_time(&bob.key)).await;
+    assert!(matches!(answer, Err(Error::Overloaded)), "{answer:?}");
+    taking.commit().await.unwrap();
+    exhausted(&reserve(&ground.a, &adder(0), &one_time(&bob.key)).await);
+    assert!(reserve(&ground.b, &adder(1), &one_time(&bob.key)).await.is_ok());
+}
