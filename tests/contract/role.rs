@@ -129,7 +129,7 @@ async fn the_whole_service_works_under_it() {
         .tell(&[(bob.key.clone(), true)], keypool_service::domain::policy::LapsePolicy::Burn, 8)
         .await
         .unwrap();
-    store.listen().await.unwrap();
+    store.listen(std::time::Duration::from_secs(5)).await.unwrap();
     pool.store().close().await;
     login.end(&database).await;
 }
