@@ -114,18 +114,21 @@ async fn a_connection_ends_when_it_is_old() {
     connection.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await.unwrap();
     connection.write_all(&[0, 0, 0, 4, 0, 0, 0, 0, 0]).await.unwrap(); // empty SETTINGS
 
-    let mut told_to_go = false;
-    let mut head = [0; 9];
-    while patiently(connection.read_exact(&mut head)).await.is_ok() {
-        let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
-        let mut payload = vec![0; usize::try_from(length).unwrap()];
-        patiently(connection.read_exact(&mut payload)).await.unwrap();
-        told_to_go |= head[3] == GOAWAY;
-        if head[3] == PING && head[4] == 0 {
-            // Only then does the server know that the GOAWAY was read.
-            let pong = [&[0, 0, 8, PING, 1, 0, 0, 0, 0], &payload[..]].concat();
-            connection.write_all(&pong).await.unwrap();
+    let told_to_go = patiently(async {
+        let mut told_to_go = false;
+        let mut head = [0; 9];
+        while connection.read_exact(&mut head).await.is_ok() {
+            let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
+            let mut payload = vec![0; usize::try_from(length).unwrap()];
+            connection.read_exact(&mut payload).await.unwrap();
+            told_to_go |= head[3] == GOAWAY;
+            if head[3] == PING && head[4] == 0 {
+                // Only then does the server know that the GOAWAY was read.
+                let pong = [&[0, 0, 8, PING, 1, 0, 0, 0, 0], &payload[..]].concat();
+                connection.write_all(&pong).await.unwrap();
+            }
         }
-    }
-    assert!(told_to_go);
+        told_to_go
+    });
+    assert!(told_to_go.await);
 }
