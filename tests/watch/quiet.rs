@@ -76,3 +76,22 @@ async fn a_reader_that_did_not_read_gets_the_newest_state_once() {
     let status = asleep.next().await.unwrap().unwrap();
     assert_eq!(status.cipher_suites[0].counts.last_resort, None, "no older state in between");
 }
+
+#[tokio::test]
+async fn a_state_that_is_told_again_is_not_pushed_again() {
+    let replicas = Replicas::new(PoolPolicy::default()).await;
+    let here = replicas.serve().await;
+    let bob = client_key("bob", "phone");
+    let owner = replicas.client(&here, &bob).await;
+    owner.upload(packages("bob", 1)).await.unwrap();
+    let (mut stream, _) = Watching::start(&owner).await;
+
+    let payload = format!("{:032x}", u128::from_be_bytes(bob.digest().0));
+    for _ in 0..3 {
+        let tell = sqlx::query("SELECT pg_notify('keypool_pool', $1)").bind(&payload);
+        tell.execute(&replicas.database.pool).await.unwrap();
+        owner.pool_status().await.unwrap();
+    }
+    owner.revoke(RevokeKeyPackagesRequest { all: true, ..Default::default() }).await.unwrap();
+    assert_eq!(stream.next_suite().await.available, 0);
+}
