@@ -3,7 +3,8 @@
 #![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)] // here they fail a test
 
 mod contract;
-mod grpc;
 mod drain;
+mod grpc;
+mod pool;
 mod validation;
 mod watch;

@@ -1,7 +1,7 @@
 //! The sweeper's verbs. Each ends a bounded number of rows and says how many there were, so that
 //! the caller can go on until there are none. Several replicas may sweep at once.
 
-use sqlx::PgConnection;
+use sqlx::{PgConnection, Postgres, Transaction};
 use time::{Duration, OffsetDateTime};
 
 use super::{Store, burns, row, seconds, status::EXPIRING_SOON};
@@ -53,18 +53,20 @@ impl Store {
         .fetch_all(&self.pool)
         .await
         .map_err(|error| self.error(error))?;
-        let mut connection = self.pool.acquire().await.map_err(|error| self.error(error))?;
-        let expired =
-            self.expire(&mut connection, &due).await.map_err(|error| self.error(error))?;
+        let mut sweep = self.begin_sweep().await?;
+        let expired = self.expire(&mut sweep, &due).await.map_err(|error| self.error(error))?;
+        sweep.commit().await.map_err(|error| self.error(error))?;
+        let mut sweep = self.begin_sweep().await?;
         let last_resorts = sqlx::query_file_as!(
             ExpiredRow,
             "src/store/sql/expire_last_resort.sql",
             self.imposed_now(),
             i64::from(limit)
         )
-        .fetch_all(&mut *connection)
+        .fetch_all(&mut *sweep)
         .await
         .map_err(|error| self.error(error))?;
+        sweep.commit().await.map_err(|error| self.error(error))?;
         let count = |rows: &[ExpiredRow]| rows.iter().map(|row| row.ended).sum::<i64>();
         let (ended, last_resort) = (count(&expired), count(&last_resorts));
         // Rows that another statement has locked do not count as more: they would be found again
@@ -120,6 +122,18 @@ impl Store {
         Ok(Swept { ended: found.unsigned_abs(), owners, more: found >= i64::from(limit) })
     }
 
+    /// A transaction in which the planner sees how few rows of how many a sweeper's statement
+    /// ends; a plan for any number of them would read whole tables.
+    async fn begin_sweep(&self) -> Result<Transaction<'static, Postgres>, Error> {
+        let begin = async {
+            let mut sweep = self.pool.begin().await?;
+            let custom_plans = "SET LOCAL plan_cache_mode = force_custom_plan";
+            sqlx::query(custom_plans).execute(&mut *sweep).await?;
+            Ok(sweep)
+        };
+        begin.await.map_err(|error| self.error(error))
+    }
+
     pub(super) async fn expire(
         &self,
         connection: &mut PgConnection,
@@ -162,6 +176,7 @@ impl Store {
         let mut after: OffsetDateTime = cursor.from;
         let mut ended = 0;
         loop {
+            let mut sweep = self.begin_sweep().await?;
             let pass = sqlx::query_file!(
                 "src/store/sql/lapse.sql",
                 self.imposed_now(),
@@ -169,9 +184,10 @@ impl Store {
                 i64::from(limit),
                 burns(lapse),
             )
-            .fetch_one(&self.pool)
+            .fetch_one(&mut *sweep)
             .await
             .map_err(|error| self.error(error))?;
+            sweep.commit().await.map_err(|error| self.error(error))?;
             ended += pass.ended.unsigned_abs();
             match pass.last {
                 Some(last) if pass.looked >= i64::from(limit) => after = last,
@@ -193,15 +209,18 @@ impl Store {
     /// # Errors
     /// When the database cannot do it.
     pub async fn forget_packages(&self, limit: u32, retention: Duration) -> Result<Swept, Error> {
+        let mut sweep = self.begin_sweep().await?;
         let forgotten = sqlx::query_file_scalar!(
             "src/store/sql/forget.sql",
             self.imposed_now(),
             i64::from(limit),
             seconds(retention)
         )
-        .fetch_one(&self.pool)
-        .await;
-        swept(forgotten.map_err(|error| self.error(error))?, limit)
+        .fetch_one(&mut *sweep)
+        .await
+        .map_err(|error| self.error(error))?;
+        sweep.commit().await.map_err(|error| self.error(error))?;
+        Ok(swept(forgotten, limit))
     }
 
     /// Forgets up to `limit` draws that are `retention` past.
@@ -209,15 +228,18 @@ impl Store {
     /// # Errors
     /// When the database cannot do it.
     pub async fn forget_draws(&self, limit: u32, retention: Duration) -> Result<Swept, Error> {
+        let mut sweep = self.begin_sweep().await?;
         let forgotten = sqlx::query_file_scalar!(
             "src/store/sql/forget_draws.sql",
             self.imposed_now(),
             i64::from(limit),
             seconds(retention)
         )
-        .fetch_one(&self.pool)
-        .await;
-        swept(forgotten.map_err(|error| self.error(error))?, limit)
+        .fetch_one(&mut *sweep)
+        .await
+        .map_err(|error| self.error(error))?;
+        sweep.commit().await.map_err(|error| self.error(error))?;
+        Ok(swept(forgotten, limit))
     }
 
     /// Forgets up to `limit` last resort grants that ended `retention` ago.
@@ -225,18 +247,21 @@ impl Store {
     /// # Errors
     /// When the database cannot do it.
     pub async fn forget_grants(&self, limit: u32, retention: Duration) -> Result<Swept, Error> {
+        let mut sweep = self.begin_sweep().await?;
         let forgotten = sqlx::query_file_scalar!(
             "src/store/sql/forget_grants.sql",
             self.imposed_now(),
             i64::from(limit),
             seconds(retention)
         )
-        .fetch_one(&self.pool)
-        .await;
-        swept(forgotten.map_err(|error| self.error(error))?, limit)
+        .fetch_one(&mut *sweep)
+        .await
+        .map_err(|error| self.error(error))?;
+        sweep.commit().await.map_err(|error| self.error(error))?;
+        Ok(swept(forgotten, limit))
     }
 }
 
-fn swept(ended: i64, limit: u32) -> Result<Swept, Error> {
-    Ok(Swept { ended: ended.unsigned_abs(), owners: Vec::new(), more: ended >= i64::from(limit) })
+fn swept(ended: i64, limit: u32) -> Swept {
+    Swept { ended: ended.unsigned_abs(), owners: Vec::new(), more: ended >= i64::from(limit) }
 }

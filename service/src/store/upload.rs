@@ -78,6 +78,12 @@ impl Store {
             transaction: &mut transaction,
         };
         let due = upload.due_for_expiry().await?;
+        if limits.replace_others {
+            upload.lock_packages().await?;
+        }
+        if limits.replace_others || !due.is_empty() {
+            upload.lock_suites().await?;
+        }
         self.expire(upload.transaction, &due).await?;
         let known = upload.known(packages).await?;
         // What is about to be revoked takes no room.
@@ -138,16 +144,43 @@ struct Upload<'a, 'c> {
 impl Upload<'_, '_> {
     /// What reached its not_after makes room.
     async fn due_for_expiry(&mut self) -> Result<Vec<super::sweep::Due>, sqlx::Error> {
-        sqlx::query_as!(
+        sqlx::query_file_as!(
             super::sweep::Due,
-            "SELECT bucket, pool_id, cipher_suite, seq FROM package
-             WHERE bucket = $1 AND pool_id = $2 AND not_after <= coalesce($3::timestamptz, now())",
+            "src/store/sql/due.sql",
+            self.now,
             self.bucket,
             self.pool_id,
-            self.now,
         )
         .fetch_all(&mut **self.transaction)
         .await
+    }
+
+    /// What ends packages locks them before the suite it counts them in, so an upload that may
+    /// end any does it too, and before it stores: or else the two could wait for each other.
+    async fn lock_packages(&mut self) -> Result<(), sqlx::Error> {
+        sqlx::query!(
+            "SELECT seq FROM package WHERE bucket = $1 AND pool_id = $2
+             ORDER BY cipher_suite, seq FOR UPDATE",
+            self.bucket,
+            self.pool_id,
+        )
+        .fetch_all(&mut **self.transaction)
+        .await?;
+        Ok(())
+    }
+
+    /// An upload that counts what it ends in some suites and what it stores in others locks them
+    /// all first, in the order of the key, as every statement that counts does.
+    async fn lock_suites(&mut self) -> Result<(), sqlx::Error> {
+        sqlx::query!(
+            "SELECT cipher_suite FROM pool_suite WHERE bucket = $1 AND pool_id = $2
+             ORDER BY cipher_suite FOR UPDATE",
+            self.bucket,
+            self.pool_id,
+        )
+        .fetch_all(&mut **self.transaction)
+        .await?;
+        Ok(())
     }
 
     async fn known(

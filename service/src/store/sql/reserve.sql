@@ -18,7 +18,12 @@ ask AS MATERIALIZED (
     SELECT a.ord, p.bucket, p.pool_id, a.grant_id
     FROM unnest($8::int[], $9::smallint[], $10::text[], $11::text[], $12::bigint[])
          AS a (ord, bucket, user_id, client_id, grant_id)
-    JOIN pool p USING (bucket, user_id, client_id)
+    -- One by one: for a join the planner may rather read the whole table.
+    CROSS JOIN LATERAL (
+        SELECT * FROM pool p
+        WHERE p.bucket = a.bucket AND p.user_id = a.user_id AND p.client_id = a.client_id
+        LIMIT 1
+    ) p
 ),
 -- Locked so that the Reserves of one caller on one pool take turns; in one order, so that two
 -- calls cannot wait for each other. The lock yields the newest version of the row, later than
@@ -31,7 +36,8 @@ drawn AS MATERIALIZED (
     FOR UPDATE OF d
 ),
 -- The caller's reservations in these pools that are not settled, lapsed ones among them. The
--- snapshot may show a package as it was before the reservation: its generation is lower then.
+-- snapshot may show a package as it was before the reservation, with a lower generation, or not
+-- at all, if it was uploaded while this statement waited: then the package is null here.
 unsettled AS MATERIALIZED (
     SELECT d.ord, o.request_id, o.group_id, o.cipher_suite, o.seq, o.generation, o.expires_at,
            o.expires_at > t.now AS live, x.key_package_ref, x.key_package, x.not_after
@@ -48,15 +54,23 @@ unsettled AS MATERIALIZED (
                OR (k.generation = o.generation AND k.state = 'reserved'))
         UNION ALL
         SELECT l.key_package_ref, l.key_package, l.not_after
-        FROM last_resort l
-        LEFT JOIN last_resort_grant g
-               ON g.bucket = l.bucket AND g.pool_id = l.pool_id
-              AND g.cipher_suite = l.cipher_suite AND g.grant_id = o.seq
+        FROM last_resort_grant g
+        JOIN last_resort l USING (bucket, pool_id, cipher_suite, key_package_ref)
         WHERE o.generation = 0 AND o.expires_at > t.now
-          AND l.bucket = d.bucket AND l.pool_id = d.pool_id
-          AND l.cipher_suite = o.cipher_suite
-          AND (g.grant_id IS NULL
-               OR (g.state = 'reserved' AND g.key_package_ref = l.key_package_ref))
+          AND g.bucket = d.bucket AND g.pool_id = d.pool_id
+          AND g.cipher_suite = o.cipher_suite AND g.grant_id = o.seq AND g.state = 'reserved'
+        UNION ALL
+        SELECT NULL, NULL, NULL
+        WHERE o.generation = 0 AND o.expires_at > t.now
+          AND NOT EXISTS (SELECT FROM last_resort_grant g
+                          WHERE g.bucket = d.bucket AND g.pool_id = d.pool_id
+                            AND g.cipher_suite = o.cipher_suite AND g.grant_id = o.seq)
+        UNION ALL
+        SELECT NULL, NULL, NULL
+        WHERE o.generation > 0
+          AND NOT EXISTS (SELECT FROM pool_suite u
+                          WHERE u.bucket = d.bucket AND u.pool_id = d.pool_id
+                            AND u.cipher_suite = o.cipher_suite AND u.last_seq >= o.seq)
     ) x
 ),
 again AS MATERIALIZED (
@@ -152,7 +166,7 @@ fallback AS MATERIALIZED (
 verdict AS MATERIALIZED (
     SELECT NOT EXISTS (SELECT FROM again g WHERE g.clash)
            AND (NOT $18::bool
-                OR (SELECT count(*) FROM again) + (SELECT count(*) FROM pick)
+                OR (SELECT count(key_package) FROM again) + (SELECT count(*) FROM pick)
                  + (SELECT count(*) FROM fallback f WHERE f.fits AND $17::bool)
                  = cardinality($8::int[])) AS go
 ),
@@ -207,8 +221,10 @@ next_draw AS (
                || ARRAY(SELECT ROW(u.request_id, u.group_id, u.cipher_suite, u.seq, u.generation,
                                    u.expires_at)::open_reservation
                         FROM unsettled u WHERE u.ord = m.ord) AS open,
-               least(m.expires_at,
-                     (SELECT min(u.expires_at) FROM unsettled u WHERE u.ord = m.ord))
+               -- Not in the past, where the sweeper has looked already.
+               greatest(t.now,
+                        least(m.expires_at,
+                              (SELECT min(u.expires_at) FROM unsettled u WHERE u.ord = m.ord)))
                    AS next_expiry
         FROM made m
         JOIN drawn USING (ord), t
@@ -233,15 +249,17 @@ logged AS (
 SELECT a.ord AS "ord!",
        CASE
            WHEN g.clash THEN 'clash'
+           WHEN g.ord IS NOT NULL AND g.key_package IS NULL THEN 'contended'
            WHEN g.ord IS NOT NULL OR m.ord IS NOT NULL THEN 'reserved'
            WHEN w.full THEN 'quota'
            WHEN s.contended THEN 'contended'
            WHEN p.ord IS NOT NULL OR (f.fits AND $17::bool) THEN 'withheld'
            WHEN s.eligible > 0 THEN 'exhausted' -- what is left is for newcomers
            WHEN s.incompatible > 0 OR NOT f.fits THEN 'incompatible'
-           WHEN NOT EXISTS (SELECT FROM pool_suite u
-                            WHERE u.bucket = a.bucket AND u.pool_id = a.pool_id
-                              AND u.cipher_suite = $7) THEN 'incompatible'
+           -- Not NOT EXISTS, for which the planner may rather read the whole table.
+           WHEN (SELECT u.last_seq FROM pool_suite u
+                 WHERE u.bucket = a.bucket AND u.pool_id = a.pool_id
+                   AND u.cipher_suite = $7) IS NULL THEN 'incompatible'
            ELSE 'exhausted'
        END AS "outcome!",
        a.pool_id AS "pool_id!",

@@ -43,11 +43,16 @@ stored AS (
     FROM placed p
     WHERE NOT p.last_resort
 ),
-outgoing AS MATERIALIZED (
+-- Locked against the sweeper, or else it could end the same package as expired.
+replacing AS MATERIALIZED (
     SELECT l.cipher_suite, l.seq, l.key_package_ref
     FROM last_resort l
     WHERE l.bucket = $2 AND l.pool_id = $3
       AND l.cipher_suite IN (SELECT p.cipher_suite FROM placed p WHERE p.last_resort)
+    FOR UPDATE OF l
+),
+outgoing AS MATERIALIZED (
+    SELECT * FROM replacing
     UNION ALL
     SELECT p.cipher_suite, p.seq, p.key_package_ref
     FROM placed p
