@@ -70,6 +70,19 @@ async fn a_call_that_a_lock_holds_up_for_too_long_is_given_up() {
     client.pool_status().await.unwrap();
 }
 
+/// Nothing but the refused connections tells of it then.
+#[tokio::test]
+async fn a_database_lost_before_the_first_call_is_not_taken_for_a_busy_one() {
+    let database = database().await;
+    let proxy = Proxy::to(database.target()).await;
+    let quick = options().text("database.acquire_timeout", "100ms");
+    let server = Server::on(&database.url_through(&proxy, "password"), &quick).await;
+    let client = server.client("bob", "phone").await;
+    proxy.cut();
+    let refused = rejection(client.pool_status().await);
+    assert_eq!(refused.reason, Some(ErrorReason::StoreUnavailable), "{refused:?}");
+}
+
 /// Also once the connections that broke are used up, and when more calls come than there are
 /// connections: refused connections are not mistaken for a busy pool.
 #[tokio::test]

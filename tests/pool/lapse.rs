@@ -19,7 +19,7 @@ async fn by_policy_return_the_holder_may_spend_until_the_package_is_issued_again
             assert_eq!(world.sweep().await.lapsed, 0);
         }
         // Late, for its group alone.
-        let refused = world.a.spend(&alice, &[one.id.clone()], &group(2)).await;
+        let refused = world.a.spend(&alice, std::slice::from_ref(&one.id), &group(2)).await;
         assert!(matches!(refused, Err(Error::GroupMismatch)));
         assert!(!world.spend(&alice, &[&one.id]).await.unwrap()[0].already);
         assert!(world.spend(&alice, &[&one.id]).await.unwrap()[0].already);
@@ -56,7 +56,7 @@ async fn by_policy_burn_nobody_gets_it_and_a_late_spend_is_recorded() {
     assert_eq!(world.sweep().await.lapsed, 2);
     let counts = world.counts(&bob).await;
     assert_eq!((counts.available, counts.reserved, counts.spent), (0, 0, 1));
-    let refused = world.a.spend(&alice, &[two.id.clone()], &group(2)).await;
+    let refused = world.a.spend(&alice, std::slice::from_ref(&two.id), &group(2)).await;
     assert!(matches!(refused, Err(Error::GroupMismatch)));
     assert!(!world.spend(&alice, &[&two.id]).await.unwrap()[0].already);
     assert!(world.spend(&alice, &[&two.id]).await.unwrap()[0].already);

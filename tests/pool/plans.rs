@@ -103,7 +103,7 @@ async fn plan(
 }
 
 /// The tables that a plan reads from end to end.
-fn scanned<'a>(plan: &'a [String]) -> impl Iterator<Item = &'a String> {
+fn scanned(plan: &[String]) -> impl Iterator<Item = &String> {
     let scans = |line: &&String| line.contains("Seq Scan on ");
     plan.iter().filter(scans).filter(|line| {
         let table = line.split("Seq Scan on ").nth(1).and_then(|rest| rest.split(' ').next());

@@ -19,6 +19,9 @@ use rand::{RngExt as _, SeedableRng as _, rngs::StdRng, seq::IndexedRandom as _}
 use sqlx::Row as _;
 use time::Duration;
 
+/// The kinds of a package's events, and how it stands now.
+type Path = (Vec<String>, Option<String>);
+
 const STEPS: usize = 90;
 const SUITES: [u16; 2] = [1, 2];
 
@@ -281,7 +284,7 @@ impl Walk {
         .fetch_all(&self.world.database.pool)
         .await
         .unwrap();
-        let mut paths: BTreeMap<(i64, i32, i64), (Vec<String>, Option<String>)> = BTreeMap::new();
+        let mut paths: BTreeMap<(i64, i32, i64), Path> = BTreeMap::new();
         let mut generations = HashSet::new();
         for row in rows {
             let key = (row.get("pool_id"), row.get("cipher_suite"), row.get("seq"));
@@ -345,7 +348,7 @@ async fn walk(seed: u64, lapse: LapsePolicy) {
 #[tokio::test]
 async fn by_policy_return() {
     for seed in 0..2 {
-        println!("seed {seed}");
+        eprintln!("seed {seed}");
         walk(seed, LapsePolicy::Return).await;
     }
 }
@@ -353,7 +356,7 @@ async fn by_policy_return() {
 #[tokio::test]
 async fn by_policy_burn() {
     for seed in 10..12 {
-        println!("seed {seed}");
+        eprintln!("seed {seed}");
         walk(seed, LapsePolicy::Burn).await;
     }
 }

@@ -201,11 +201,18 @@ impl Store {
         self.clock.imposed()
     }
 
+    /// Whether a call that waited in vain for a connection waited for others to finish, and not
+    /// for a connection that cannot be made.
+    fn is_busy(&self) -> bool {
+        let full = |pool: &PgPool| pool.size() >= pool.options().get_max_connections();
+        self.reachable.load(Ordering::Relaxed) && (full(&self.pool) || full(&self.owner_pool))
+    }
+
     /// What a failed statement means to the caller.
     fn error(&self, error: sqlx::Error) -> Error {
         use sqlx::Error as Sqlx;
         let unavailable = match &error {
-            Sqlx::PoolTimedOut => !self.reachable.load(Ordering::Relaxed),
+            Sqlx::PoolTimedOut => !self.is_busy(),
             Sqlx::Io(_) | Sqlx::Tls(_) | Sqlx::PoolClosed | Sqlx::WorkerCrashed => true,
             Sqlx::Database(cause) => cause.code().is_some_and(|code| {
                 // connection exceptions, shutdown and crash recovery, too many connections, a
