@@ -29,8 +29,8 @@ use keypool_service::{
     token::{SigningKey, TokenRequest},
 };
 use tokio::{
-    io::{AsyncBufReadExt as _, BufReader},
-    process::{Child, Command},
+    io::{AsyncBufReadExt as _, BufReader, Lines},
+    process::{Child, ChildStdout, Command},
 };
 use tonic::{
     Request, Streaming,
@@ -111,6 +111,8 @@ async fn main() -> anyhow::Result<()> {
 /// `keypool dev`, a process of its own.
 struct Server {
     process: Child,
+    /// Kept open: a server that cannot finish its greeting ends.
+    _greeting: Lines<BufReader<ChildStdout>>,
     uri: String,
     key: SigningKey,
 }
@@ -137,7 +139,7 @@ impl Server {
             }
         };
         let key = SigningKey::load(&data.join("dev-key.pem"))?;
-        Ok(Self { process, uri: format!("http://{address}"), key })
+        Ok(Self { process, _greeting: greeting, uri: format!("http://{address}"), key })
     }
 
     /// Opens a stream for each of so many clients, and reads the first state of each.
