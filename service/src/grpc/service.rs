@@ -56,10 +56,16 @@ impl GrpcService {
         let call = async {
             let caller = allowed(&request, scopes)?;
             let _place = self.places.try_acquire().map_err(|_| Error::Overloaded)?;
-            work(&self.pool, &caller, request.into_inner()).await
+            match work(&self.pool, &caller, request.into_inner()).await {
+                Err(Error::Overloaded) => Err(self.pool.store().why_late().await),
+                answer => answer,
+            }
         };
-        let answer = tokio::time::timeout(self.limits.timeout, call).await;
-        answer.unwrap_or(Err(Error::Overloaded)).map(Response::new).map_err(|error| refuse(&error))
+        let answer = match tokio::time::timeout(self.limits.timeout, call).await {
+            Ok(answer) => answer,
+            Err(_) => Err(self.pool.store().why_late().await),
+        };
+        answer.map(Response::new).map_err(|error| refuse(&error))
     }
 }
 

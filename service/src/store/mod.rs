@@ -30,6 +30,7 @@ use sqlx::{
     postgres::{PgConnectOptions, PgPoolOptions},
 };
 use time::OffsetDateTime;
+use tokio::{sync::Mutex, time::Instant};
 
 use crate::domain::{clock::Clock, error::Error, policy::LapsePolicy};
 
@@ -77,9 +78,10 @@ pub struct Store {
     /// One connection that asks whether the database answers, however busy the others are.
     side_pool: PgPool,
     clock: Arc<dyn Clock>,
-    /// Whether the database was there when last heard of: waiting in vain for a connection looks
-    /// the same when all are busy and when none can be made.
+    /// Whether the database was there when last heard of.
     reachable: Arc<AtomicBool>,
+    /// When it last answered [`Store::why_late`]; locked while it is asked.
+    answered: Arc<Mutex<Option<Instant>>>,
 }
 
 impl Store {
@@ -119,7 +121,7 @@ impl Store {
             .max_connections(1)
             .acquire_timeout(options.acquire_timeout)
             .connect_lazy_with(connect);
-        Ok(Self { pool, owner_pool, side_pool, clock, reachable })
+        Ok(Self { pool, owner_pool, side_pool, clock, reachable, answered: Arc::default() })
     }
 
     /// Brings the schema up to date.
@@ -143,6 +145,26 @@ impl Store {
         };
         self.reachable.store(answer.is_ok(), Ordering::Relaxed);
         answer
+    }
+
+    /// Why a call got no connection in time. That all were busy and that none could be made looks
+    /// the same to it, so the database is asked: once for all calls that were waiting meanwhile.
+    pub async fn why_late(&self) -> Error {
+        let mut answered = self.answered.lock().await;
+        let waited = self.pool.options().get_acquire_timeout();
+        if !self.reachable.load(Ordering::Relaxed) {
+            return self.error(sqlx::Error::PoolTimedOut);
+        }
+        if answered.is_some_and(|at| at.elapsed() < waited) {
+            return Error::Overloaded;
+        }
+        match self.ping().await {
+            Ok(()) => {
+                *answered = Some(Instant::now());
+                Error::Overloaded
+            }
+            Err(gone) => gone,
+        }
     }
 
     /// The versions of the migrations that this build knows and the database lacks.
@@ -201,18 +223,11 @@ impl Store {
         self.clock.imposed()
     }
 
-    /// Whether a call that waited in vain for a connection waited for others to finish, and not
-    /// for a connection that cannot be made.
-    fn is_busy(&self) -> bool {
-        let full = |pool: &PgPool| pool.size() >= pool.options().get_max_connections();
-        self.reachable.load(Ordering::Relaxed) && (full(&self.pool) || full(&self.owner_pool))
-    }
-
     /// What a failed statement means to the caller.
     fn error(&self, error: sqlx::Error) -> Error {
         use sqlx::Error as Sqlx;
         let unavailable = match &error {
-            Sqlx::PoolTimedOut => !self.is_busy(),
+            Sqlx::PoolTimedOut => !self.reachable.load(Ordering::Relaxed),
             Sqlx::Io(_) | Sqlx::Tls(_) | Sqlx::PoolClosed | Sqlx::WorkerCrashed => true,
             Sqlx::Database(cause) => cause.code().is_some_and(|code| {
                 // connection exceptions, shutdown and crash recovery, too many connections, a
