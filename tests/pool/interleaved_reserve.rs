@@ -142,7 +142,9 @@ async fn a_call_that_waited_finds_what_was_uploaded_and_reserved_meanwhile() {
         run(&mut by_hand, &bobs_draw).await;
         let request = Arc::new(ask(&[&bob, &carol]));
         let other_request = Arc::new(ask(&[&bob, &carol]));
-        let calls = [&request, &other_request].map(|r| reserving(&world.b, &alice, r));
+        // At two replicas: at one, the second call would wait for its turn before it asks Postgres.
+        let calls =
+            [reserving(&world.b, &alice, &request), reserving(&world.a, &alice, &other_request)];
         world.until_waiting(2).await;
         if last_resort {
             world.stock_last_resort(&carol).await;
