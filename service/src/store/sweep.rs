@@ -134,6 +134,19 @@ impl Store {
         begin.await.map_err(|error| self.error(error))
     }
 
+    /// Commits what a statement that ends up to `limit` rows has done.
+    async fn end_sweep(
+        &self,
+        sweep: Transaction<'static, Postgres>,
+        ended: Result<i64, sqlx::Error>,
+        limit: u32,
+    ) -> Result<Swept, Error> {
+        let ended = ended.map_err(|error| self.error(error))?;
+        sweep.commit().await.map_err(|error| self.error(error))?;
+        let more = ended >= i64::from(limit);
+        Ok(Swept { ended: ended.unsigned_abs(), owners: Vec::new(), more })
+    }
+
     pub(super) async fn expire(
         &self,
         connection: &mut PgConnection,
@@ -217,10 +230,8 @@ impl Store {
             seconds(retention)
         )
         .fetch_one(&mut *sweep)
-        .await
-        .map_err(|error| self.error(error))?;
-        sweep.commit().await.map_err(|error| self.error(error))?;
-        Ok(swept(forgotten, limit))
+        .await;
+        self.end_sweep(sweep, forgotten, limit).await
     }
 
     /// Forgets up to `limit` draws that are `retention` past.
@@ -236,10 +247,8 @@ impl Store {
             seconds(retention)
         )
         .fetch_one(&mut *sweep)
-        .await
-        .map_err(|error| self.error(error))?;
-        sweep.commit().await.map_err(|error| self.error(error))?;
-        Ok(swept(forgotten, limit))
+        .await;
+        self.end_sweep(sweep, forgotten, limit).await
     }
 
     /// Forgets up to `limit` last resort grants that ended `retention` ago.
@@ -255,13 +264,7 @@ impl Store {
             seconds(retention)
         )
         .fetch_one(&mut *sweep)
-        .await
-        .map_err(|error| self.error(error))?;
-        sweep.commit().await.map_err(|error| self.error(error))?;
-        Ok(swept(forgotten, limit))
+        .await;
+        self.end_sweep(sweep, forgotten, limit).await
     }
-}
-
-fn swept(ended: i64, limit: u32) -> Swept {
-    Swept { ended: ended.unsigned_abs(), owners: Vec::new(), more: ended >= i64::from(limit) }
 }
