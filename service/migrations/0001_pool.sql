@@ -38,28 +38,32 @@ CREATE TABLE pool_suite (
 
 -- The live one-time packages: at most the hard cap for each pool and cipher suite. What ends
 -- leaves this table, so that scanning a pool never grows with its history. No index holds a
--- column that a Reserve changes: a Reserve is a heap-only update.
+-- column that a Reserve changes: a Reserve is a heap-only update. What a Reserve looks at stands in
+-- front of what it does not.
 CREATE TABLE package (
     bucket               smallint    NOT NULL,
     pool_id              bigint      NOT NULL,
     cipher_suite         integer     NOT NULL,
     seq                  bigint      NOT NULL CHECK (seq > 0),
-    key_package_ref      bytea       NOT NULL CHECK (octet_length(key_package_ref) IN (32, 48, 64)),
-    key_package          bytea       NOT NULL CHECK (octet_length(key_package) BETWEEN 1 AND 20480),
     not_after            timestamptz NOT NULL,
+    -- How often it was reserved: names the reservation.
+    generation           integer     NOT NULL DEFAULT 0 CHECK (generation >= 0),
+    -- While it was never issued: at least so many that were not issued either come after it in the
+    -- order of issue. By it a Reserve knows without counting that the pool is not near its end.
+    behind               smallint    NOT NULL DEFAULT 0 CHECK (behind >= 0),
+    state                text        NOT NULL DEFAULT 'available' COLLATE "C"
+                                     CHECK (state IN ('available', 'reserved')),
+    -- How the last reservation ended: the holder of a lapsed one may still spend it.
+    returned             text        COLLATE "C" CHECK (returned IN ('released', 'lapsed')),
+    holder               bytea       CHECK (octet_length(holder) = 16),
+    group_id             bytea       CHECK (octet_length(group_id) BETWEEN 1 AND 255),
+    expires_at           timestamptz,
     -- What the leaf supports beyond the defaults: kind * 65536 + type.
     capabilities         integer[]   NOT NULL,
     signature_key_digest bytea       NOT NULL CHECK (octet_length(signature_key_digest) = 16),
     credential_digest    bytea       NOT NULL CHECK (octet_length(credential_digest) = 16),
-    state                text        NOT NULL DEFAULT 'available'
-                                     CHECK (state IN ('available', 'reserved')),
-    -- How often it was reserved: names the reservation.
-    generation           integer     NOT NULL DEFAULT 0 CHECK (generation >= 0),
-    -- How the last reservation ended: the holder of a lapsed one may still spend it.
-    returned             text        CHECK (returned IN ('released', 'lapsed')),
-    holder               bytea       CHECK (octet_length(holder) = 16),
-    group_id             bytea       CHECK (octet_length(group_id) BETWEEN 1 AND 255),
-    expires_at           timestamptz,
+    key_package_ref      bytea       NOT NULL CHECK (octet_length(key_package_ref) IN (32, 48, 64)),
+    key_package          bytea       NOT NULL CHECK (octet_length(key_package) BETWEEN 1 AND 20480),
     PRIMARY KEY (bucket, pool_id, cipher_suite, seq),
     FOREIGN KEY (bucket, pool_id, cipher_suite)
         REFERENCES pool_suite (bucket, pool_id, cipher_suite),
@@ -77,6 +81,9 @@ CREATE TABLE package (
 ALTER TABLE package ALTER COLUMN key_package SET STORAGE EXTERNAL;
 
 CREATE INDEX package_not_after ON package (not_after);
+
+-- The order of issue: a Reserve takes the first that was never issued, and looks at few others.
+CREATE INDEX package_issue_order ON package (bucket, pool_id, cipher_suite, not_after, seq);
 
 -- What became of packages that ended before their not_after. Terminal: only burned ever changes,
 -- to spent.

@@ -1,5 +1,7 @@
 //! Reserves that run at the same time do not all take the pool for fuller than it is.
 
+use std::sync::Arc;
+
 use keypool_service::{
     domain::{
         capabilities::Capabilities,
@@ -27,20 +29,20 @@ async fn packages_that_others_are_taking_do_not_count_as_left() {
     let outcomes = here
         .pool
         .store()
-        .reserve(&ReserveBatch {
-            caller: &client_key("alice", "phone"),
+        .reserve(&Arc::new(ReserveBatch {
+            caller: client_key("alice", "phone"),
             request_id: RequestId(uuid::Uuid::new_v4()),
-            group_id: &GroupId::parse(b"group".to_vec()).unwrap(),
+            group_id: GroupId::parse(b"group".to_vec()).unwrap(),
             cipher_suite: CipherSuite(SUITE),
-            required: &Capabilities::default(),
+            required: Capabilities::default(),
             ttl: Duration::minutes(1),
             min_remaining_lifetime: Duration::hours(1),
             lapse: LapsePolicy::Return,
             fair_share: None,
             last_resort: true,
             all_or_nothing: false,
-            asks: &[ReserveAsk { owner: bob, grant_id: 1 }],
-        })
+            asks: vec![ReserveAsk { owner: bob, grant_id: 1 }],
+        }))
         .await
         .unwrap();
     let ReserveOutcome::Reserved(reserved) = &outcomes[0] else { panic!("{outcomes:?}") };

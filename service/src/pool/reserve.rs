@@ -1,5 +1,7 @@
 //! An adder reserves one package from each client of each target user.
 
+use std::sync::Arc;
+
 use time::{Duration, OffsetDateTime};
 
 use super::{KeyPool, random_id};
@@ -127,24 +129,22 @@ impl KeyPool {
         if request.all_or_nothing && nobody {
             return Err(Error::PoolExhausted);
         }
-        let outcomes = self
-            .store
-            .reserve(&ReserveBatch {
-                caller,
-                request_id: request.request_id,
-                group_id: &request.group_id,
-                cipher_suite: request.cipher_suite,
-                required: &request.required,
-                ttl: self.policy.ttl(request.ttl),
-                min_remaining_lifetime: self.policy.min_remaining_lifetime,
-                lapse: self.policy.lapse,
-                fair_share: self.policy.fair_share(),
-                last_resort: request.last_resort,
-                all_or_nothing: request.all_or_nothing,
-                asks: &asks,
-            })
-            .await?;
-        self.watch.touch_all(&self.policy, asks.iter().map(|ask| &ask.owner).zip(&outcomes));
+        let batch = Arc::new(ReserveBatch {
+            caller: caller.clone(),
+            request_id: request.request_id,
+            group_id: request.group_id.clone(),
+            cipher_suite: request.cipher_suite,
+            required: request.required.clone(),
+            ttl: self.policy.ttl(request.ttl),
+            min_remaining_lifetime: self.policy.min_remaining_lifetime,
+            lapse: self.policy.lapse,
+            fair_share: self.policy.fair_share(),
+            last_resort: request.last_resort,
+            all_or_nothing: request.all_or_nothing,
+            asks,
+        });
+        let outcomes = self.store.reserve(&batch).await?;
+        self.watch.touch_all(&self.policy, batch.asks.iter().map(|ask| &ask.owner).zip(&outcomes));
         let mut outcomes = outcomes.into_iter();
         let mut first_refusal = None;
         let mut refuse = |reason| {

@@ -1,6 +1,9 @@
 //! A holder ends its reservations: it spends or releases them.
 
-use std::collections::{BTreeMap, btree_map::Entry};
+use std::{
+    collections::{BTreeMap, btree_map::Entry},
+    sync::Arc,
+};
 
 use super::KeyPool;
 use crate::{
@@ -43,8 +46,7 @@ impl KeyPool {
         group_id: &GroupId,
     ) -> Result<Vec<Spent>, Error> {
         let named = self.open_all(caller, ids)?;
-        let batch = SettleBatch { caller, reservations: &named.distinct };
-        let settled = self.store.spend(&batch, group_id).await?;
+        let settled = self.store.spend(&named.batch, group_id).await?;
         named.each(&settled, |locator, settled| {
             let key_package_ref = settled.key_package_ref.clone();
             Ok(Spent {
@@ -66,8 +68,7 @@ impl KeyPool {
         ids: &[String],
     ) -> Result<Vec<Released>, Error> {
         let named = self.open_all(caller, ids)?;
-        let batch = SettleBatch { caller, reservations: &named.distinct };
-        let settled = self.store.release(&batch, self.policy.lapse).await?;
+        let settled = self.store.release(&named.batch, self.policy.lapse).await?;
         named.each(&settled, |_, settled| Ok(Released { already: settled.already }))
     }
 
@@ -86,14 +87,16 @@ impl KeyPool {
                 }
             });
         }
-        Ok(Named { distinct, order })
+        let batch = SettleBatch { caller: caller.clone(), reservations: distinct };
+        Ok(Named { batch: Arc::new(batch), order })
     }
 }
 
 /// The reservations that a request names, perhaps more than once.
 struct Named {
-    distinct: Vec<Locator>,
-    /// For each id of the request its place in `distinct`.
+    /// Each once.
+    batch: Arc<SettleBatch>,
+    /// For each id of the request its place among them.
     order: Vec<usize>,
 }
 
@@ -104,7 +107,7 @@ impl Named {
         result: impl Fn(&Locator, &Settled) -> Result<T, Error>,
     ) -> Result<Vec<T>, Error> {
         let one = |&place: &usize| {
-            let pair = self.distinct.get(place).zip(settled.get(place));
+            let pair = self.batch.reservations.get(place).zip(settled.get(place));
             pair.ok_or_else(no_outcome).and_then(|(locator, settled)| result(locator, settled))
         };
         self.order.iter().map(one).collect()

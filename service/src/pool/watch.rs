@@ -32,7 +32,7 @@ use crate::{
 
 /// A pool is looked at when a Reserve leaves it this near its low watermark: more Reserves than
 /// that are not under way on one pool at once.
-const MARGIN: u32 = 16;
+const MARGIN: u32 = 8;
 /// Noted pools are looked at together after this time.
 const GATHER: Duration = Duration::from_millis(50);
 /// How many noted pools one statement looks at.

@@ -3,8 +3,10 @@
 //! Every statement takes the time as its first parameter: null in production, where the
 //! database's clock decides for all replicas alike.
 
+mod batch;
 mod events;
 mod reserve;
+mod reserve_jobs;
 mod revoke;
 mod row;
 mod settle;
@@ -33,6 +35,10 @@ use time::OffsetDateTime;
 use tokio::{sync::Mutex, time::Instant};
 
 use crate::domain::{clock::Clock, error::Error, policy::LapsePolicy};
+
+use batch::Batcher;
+use reserve_jobs::{ClientsOf, ReserveFresh, ReserveRound};
+use settle::{ReleaseCall, SpendCall};
 
 pub use events::{EventPools, EventQuery};
 pub use reserve::{ReserveAsk, ReserveBatch, ReserveOutcome, Reserved};
@@ -82,6 +88,11 @@ pub struct Store {
     reachable: Arc<AtomicBool>,
     /// When it last answered [`Store::why_late`]; locked while it is asked.
     answered: Arc<Mutex<Option<Instant>>>,
+    clients: Batcher<ClientsOf>,
+    fresh: Batcher<ReserveFresh>,
+    reserves: Batcher<ReserveRound>,
+    spends: Batcher<SpendCall>,
+    releases: Batcher<ReleaseCall>,
 }
 
 impl Store {
@@ -96,6 +107,8 @@ impl Store {
             .options([
                 // Planning costs as much as the work, and no plan depends on the values.
                 ("plan_cache_mode", "force_generic_plan".to_owned()),
+                // A plan made while a table was empty would read all of it when it no longer is.
+                ("enable_seqscan", "off".to_owned()),
                 ("statement_timeout", options.statement_timeout.as_millis().to_string()),
                 // A replica that was cut off must not hold its locks for long.
                 ("idle_in_transaction_session_timeout", "10000".to_owned()),
@@ -121,7 +134,19 @@ impl Store {
             .max_connections(1)
             .acquire_timeout(options.acquire_timeout)
             .connect_lazy_with(connect);
-        Ok(Self { pool, owner_pool, side_pool, clock, reachable, answered: Arc::default() })
+        Ok(Self {
+            pool,
+            owner_pool,
+            side_pool,
+            clock,
+            reachable,
+            answered: Arc::default(),
+            clients: Batcher::default(),
+            fresh: Batcher::default(),
+            reserves: Batcher::default(),
+            spends: Batcher::default(),
+            releases: Batcher::default(),
+        })
     }
 
     /// Brings the schema up to date.
@@ -224,9 +249,10 @@ impl Store {
     }
 
     /// What a failed statement means to the caller.
-    fn error(&self, error: sqlx::Error) -> Error {
+    fn error(&self, error: impl Into<Arc<sqlx::Error>>) -> Error {
         use sqlx::Error as Sqlx;
-        let unavailable = match &error {
+        let error = error.into();
+        let unavailable = match &*error {
             Sqlx::PoolTimedOut => !self.reachable.load(Ordering::Relaxed),
             Sqlx::Io(_) | Sqlx::Tls(_) | Sqlx::PoolClosed | Sqlx::WorkerCrashed => true,
             Sqlx::Database(cause) => cause.code().is_some_and(|code| {
@@ -245,7 +271,7 @@ impl Store {
         // statement_timeout and lock_timeout
         let gave_up =
             |cause: &dyn DatabaseError| matches!(cause.code().as_deref(), Some("57014" | "55P03"));
-        match &error {
+        match &*error {
             Sqlx::PoolTimedOut => Error::Overloaded,
             Sqlx::Database(cause) if gave_up(cause.as_ref()) => Error::Overloaded,
             _ => Error::Internal(error.into()),

@@ -1,10 +1,18 @@
 //! Reserve: one package from each of several pools.
 
-use std::{collections::HashMap, time::Duration};
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+    time::Duration,
+};
 
 use time::OffsetDateTime;
 
-use super::{MAX_ROUNDS, Store, burns, lost_race, row, seconds};
+use super::{
+    MAX_ROUNDS, Store,
+    reserve_jobs::{ClientsOf, ReserveFresh, ReserveRound, ReserveRow},
+    row,
+};
 use crate::domain::{
     capabilities::Capabilities,
     error::Error,
@@ -15,31 +23,31 @@ use crate::domain::{
 
 /// What one call reserves.
 #[derive(Debug)]
-pub struct ReserveBatch<'a> {
+pub struct ReserveBatch {
     /// Who reserves.
-    pub caller: &'a ClientKey,
+    pub caller: ClientKey,
     /// By which a repeated call is recognised.
     pub request_id: RequestId,
     /// The group the packages are for.
-    pub group_id: &'a GroupId,
+    pub group_id: GroupId,
     /// The cipher suite of the group.
     pub cipher_suite: CipherSuite,
     /// What the leaf must support.
-    pub required: &'a Capabilities,
+    pub required: Capabilities,
     /// How long the reservations live.
     pub ttl: time::Duration,
-    /// A package with less lifetime left is not issued.
+    /// A package with less lifetime left is not issued. The same for all calls.
     pub min_remaining_lifetime: time::Duration,
-    /// What becomes of lapsed reservations.
+    /// What becomes of lapsed reservations. The same for all calls.
     pub lapse: LapsePolicy,
-    /// How much of one pool a caller may have.
+    /// How much of one pool a caller may have. The same for all calls.
     pub fair_share: Option<FairShare>,
     /// Whether a last resort package will do.
     pub last_resort: bool,
     /// Whether nothing is reserved unless every pool gives something.
     pub all_or_nothing: bool,
     /// The pools, each once.
-    pub asks: &'a [ReserveAsk],
+    pub asks: Vec<ReserveAsk>,
 }
 
 /// One pool to reserve from.
@@ -79,22 +87,9 @@ pub struct Reserved {
     pub not_after: OffsetDateTime,
     /// Until then nobody else gets it.
     pub expires_at: OffsetDateTime,
-    /// How many packages like it the pool has left, as the statement saw it, with those that
-    /// others were just taking left out; none for a last resort package and for a repeated call.
+    /// At least so many packages that were never issued come after it in the pool; none for a last
+    /// resort package and for a repeated call.
     pub left: Option<u32>,
-}
-
-struct ReserveRow {
-    ord: i32,
-    outcome: String,
-    pool_id: i64,
-    left: Option<i64>,
-    seq: Option<i64>,
-    generation: Option<i32>,
-    expires_at: Option<OffsetDateTime>,
-    key_package_ref: Option<Vec<u8>>,
-    key_package: Option<Vec<u8>>,
-    not_after: Option<OffsetDateTime>,
 }
 
 impl Store {
@@ -111,24 +106,11 @@ impl Store {
         if users.is_empty() {
             return Ok(HashMap::new());
         }
-        let buckets: Vec<i16> = users.iter().map(|user| Bucket::of(user).get()).collect();
-        let ids: Vec<String> = users.iter().map(ToString::to_string).collect();
-        let rows = sqlx::query!(
-            r#"SELECT p.user_id, p.client_id
-               FROM unnest($1::smallint[], $2::text[]) AS a (bucket, user_id)
-               JOIN pool p USING (bucket, user_id)
-               ORDER BY p.user_id, p.client_id
-               LIMIT $3"#,
-            &buckets,
-            &ids,
-            i64::try_from(limit).unwrap_or(i64::MAX),
-        )
-        .fetch_all(&self.pool)
-        .await
-        .map_err(|error| self.error(error))?;
+        let users = users.iter().map(|&user| user.clone()).collect();
+        let found = self.clients.call(self, ClientsOf { users, limit }).await?;
         let mut clients: HashMap<UserId, Vec<ClientId>> = HashMap::new();
-        for row in rows {
-            let ClientKey { user, client } = row::client_key(row.user_id, row.client_id)?;
+        for (user, client) in found {
+            let ClientKey { user, client } = row::client_key(user, client)?;
             clients.entry(user).or_default().push(client);
         }
         Ok(clients)
@@ -139,77 +121,40 @@ impl Store {
     /// # Errors
     /// [`Error::RequestIdReused`]; [`Error::Overloaded`] when other calls keep coming in between;
     /// when the database cannot do it. Nothing is reserved then.
-    pub async fn reserve(&self, batch: &ReserveBatch<'_>) -> Result<Vec<ReserveOutcome>, Error> {
+    pub async fn reserve(&self, batch: &Arc<ReserveBatch>) -> Result<Vec<ReserveOutcome>, Error> {
+        if batch.asks.len() == 1
+            && let Some(got) = self.fresh.call(self, ReserveFresh(batch.clone())).await?
+        {
+            return Ok(vec![ReserveOutcome::Reserved(got)]);
+        }
         let mut open: Vec<usize> = (0..batch.asks.len()).collect();
-        let mut outcomes: HashMap<usize, ReserveOutcome> = HashMap::new();
+        let mut outcomes: BTreeMap<usize, ReserveOutcome> = BTreeMap::new();
         for round in 0..MAX_ROUNDS {
             pause(round).await;
-            let rows = match self.reserve_once(batch, &open).await {
-                Err(error) if lost_race(&error) => continue,
-                other => other.map_err(|error| self.error(error))?,
-            };
-            if rows.iter().any(|row| row.outcome == "clash") {
+            let job = ReserveRound { batch: batch.clone(), open: open.clone() };
+            let rows = self.reserves.call(self, job).await?;
+            if rows.iter().any(|(_, row)| row.outcome == "clash") {
                 return Err(Error::RequestIdReused);
             }
             let contended = |row: &ReserveRow| row.outcome == "contended";
             let again: Vec<usize> =
-                rows.iter().filter(|row| contended(row)).map(ask_of).collect::<Result<_, _>>()?;
+                rows.iter().filter(|(_, row)| contended(row)).map(|&(ask, _)| ask).collect();
             if batch.all_or_nothing && !again.is_empty() {
                 continue;
             }
-            for row in rows.into_iter().filter(|row| !contended(row)) {
-                let ask = ask_of(&row)?;
+            for (ask, row) in rows.into_iter().filter(|(_, row)| !contended(row)) {
                 outcomes.insert(ask, outcome(batch, ask, row)?);
             }
             if again.is_empty() {
-                // A pool that the statement did not find gave no row.
-                let found = |ask| outcomes.remove(&ask).unwrap_or(ReserveOutcome::Exhausted);
-                return Ok((0..batch.asks.len()).map(found).collect());
+                if outcomes.len() < batch.asks.len() {
+                    return Err(row::impossible("no outcome for a pool"));
+                }
+                return Ok(outcomes.into_values().collect());
             }
             open = again;
         }
         // What other pools gave in the meantime stays the caller's: the same request_id gets it.
         Err(Error::Overloaded)
-    }
-
-    async fn reserve_once(
-        &self,
-        batch: &ReserveBatch<'_>,
-        open: &[usize],
-    ) -> Result<Vec<ReserveRow>, sqlx::Error> {
-        let asks = || open.iter().filter_map(|&ask| batch.asks.get(ask));
-        let ords: Vec<i32> = open.iter().filter_map(|&ask| i32::try_from(ask).ok()).collect();
-        let buckets: Vec<i16> = asks().map(|ask| Bucket::of(&ask.owner.user).get()).collect();
-        let users: Vec<String> = asks().map(|ask| ask.owner.user.to_string()).collect();
-        let clients: Vec<String> = asks().map(|ask| ask.owner.client.to_string()).collect();
-        let grant_ids: Vec<i64> = asks().map(|ask| ask.grant_id).collect();
-        sqlx::query_file_as!(
-            ReserveRow,
-            "src/store/sql/reserve.sql",
-            self.imposed_now(),
-            &batch.caller.digest().0[..],
-            batch.caller.user.as_str(),
-            batch.caller.client.as_str(),
-            batch.request_id.0,
-            batch.group_id.as_bytes(),
-            i32::from(batch.cipher_suite.0),
-            &ords,
-            &buckets,
-            &users,
-            &clients,
-            &grant_ids,
-            batch.required.codes(),
-            seconds(batch.ttl),
-            seconds(batch.min_remaining_lifetime),
-            burns(batch.lapse),
-            batch.last_resort,
-            batch.all_or_nothing,
-            batch.fair_share.map(|share| row::bounded(share.max_open_reservations)),
-            batch.fair_share.map_or(0, |share| row::bounded(share.spared_for_newcomers)),
-            seconds(batch.fair_share.map_or(time::Duration::ZERO, |share| share.newcomer_after)),
-        )
-        .fetch_all(&self.pool)
-        .await
     }
 }
 
@@ -222,11 +167,7 @@ async fn pause(round: u32) {
     }
 }
 
-fn ask_of(row: &ReserveRow) -> Result<usize, Error> {
-    row::count(row.ord.into())
-}
-
-fn outcome(batch: &ReserveBatch<'_>, ask: usize, row: ReserveRow) -> Result<ReserveOutcome, Error> {
+fn outcome(batch: &ReserveBatch, ask: usize, row: ReserveRow) -> Result<ReserveOutcome, Error> {
     match row.outcome.as_str() {
         "reserved" => reserved(batch, ask, row).map(ReserveOutcome::Reserved),
         "withheld" => Ok(ReserveOutcome::Withheld),
@@ -237,9 +178,9 @@ fn outcome(batch: &ReserveBatch<'_>, ask: usize, row: ReserveRow) -> Result<Rese
     }
 }
 
-fn reserved(batch: &ReserveBatch<'_>, ask: usize, row: ReserveRow) -> Result<Reserved, Error> {
+fn reserved(batch: &ReserveBatch, ask: usize, row: ReserveRow) -> Result<Reserved, Error> {
     let ReserveRow {
-        pool_id,
+        pool_id: Some(pool_id),
         left,
         seq: Some(seq),
         generation: Some(generation),
@@ -264,6 +205,6 @@ fn reserved(batch: &ReserveBatch<'_>, ask: usize, row: ReserveRow) -> Result<Res
         key_package,
         not_after,
         expires_at,
-        left: left.filter(|_| generation > 0).map(row::count).transpose()?,
+        left: left.filter(|_| generation > 0).map(i64::from).map(row::count).transpose()?,
     })
 }

@@ -43,18 +43,24 @@ pub(super) struct KeyColumns {
     pub(super) generation: Vec<i32>,
 }
 
+impl<'a> Extend<(i32, &'a Locator)> for KeyColumns {
+    fn extend<I: IntoIterator<Item = (i32, &'a Locator)>>(&mut self, locators: I) {
+        for (ord, Locator { suite, seq, generation }) in locators {
+            let SuiteKey { bucket, pool_id, cipher_suite } = suite;
+            self.ord.push(ord);
+            self.bucket.push(bucket.get());
+            self.pool_id.push(*pool_id);
+            self.cipher_suite.push(i32::from(cipher_suite.0));
+            self.seq.push(*seq);
+            self.generation.push(*generation);
+        }
+    }
+}
+
 impl<'a> FromIterator<(i32, &'a Locator)> for KeyColumns {
     fn from_iter<I: IntoIterator<Item = (i32, &'a Locator)>>(locators: I) -> Self {
         let mut columns = Self::default();
-        for (ord, Locator { suite, seq, generation }) in locators {
-            let SuiteKey { bucket, pool_id, cipher_suite } = suite;
-            columns.ord.push(ord);
-            columns.bucket.push(bucket.get());
-            columns.pool_id.push(*pool_id);
-            columns.cipher_suite.push(i32::from(cipher_suite.0));
-            columns.seq.push(*seq);
-            columns.generation.push(*generation);
-        }
+        columns.extend(locators);
         columns
     }
 }

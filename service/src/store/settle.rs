@@ -1,9 +1,13 @@
 //! Spend and Release: the two ways a holder ends its reservations.
 
-use sqlx::{Acquire as _, PgConnection};
+use std::sync::Arc;
+
+use sqlx::PgConnection;
 
 use super::{
-    MAX_ROUNDS, Store, burns, lost_race,
+    MAX_ROUNDS, Store,
+    batch::Job,
+    burns, lost_race,
     row::{self, KeyColumns},
 };
 use crate::domain::{
@@ -15,11 +19,11 @@ use crate::domain::{
 
 /// What one call settles.
 #[derive(Debug)]
-pub struct SettleBatch<'a> {
+pub struct SettleBatch {
     /// Whose reservations.
-    pub caller: &'a ClientKey,
+    pub caller: ClientKey,
     /// Which, each once.
-    pub reservations: &'a [Locator],
+    pub reservations: Vec<Locator>,
 }
 
 /// How one reservation ended.
@@ -31,19 +35,34 @@ pub struct Settled {
     pub key_package_ref: Option<KeyPackageRef>,
 }
 
+/// What a statement says of one reservation.
 #[derive(Debug)]
-struct SettleRow {
-    ord: i32,
+pub(super) struct SettleRow {
+    /// Which of the statement, from 1.
+    ord: i64,
     outcome: String,
-    settled: bool,
     key_package_ref: Option<Vec<u8>>,
 }
 
 /// Which end.
-#[derive(Debug, Clone, Copy)]
-enum End<'a> {
-    Spend(&'a GroupId),
+#[derive(Debug, Clone)]
+enum End {
+    Spend(GroupId),
     Release(LapsePolicy),
+}
+
+/// A call that spends one-time packages.
+#[derive(Debug)]
+pub(super) struct SpendCall {
+    batch: Arc<SettleBatch>,
+    group_id: GroupId,
+}
+
+/// A call that releases one-time packages.
+#[derive(Debug)]
+pub(super) struct ReleaseCall {
+    batch: Arc<SettleBatch>,
+    lapse: LapsePolicy,
 }
 
 impl Store {
@@ -55,10 +74,10 @@ impl Store {
     /// when the database cannot do it. Nothing is spent then.
     pub async fn spend(
         &self,
-        batch: &SettleBatch<'_>,
+        batch: &Arc<SettleBatch>,
         group_id: &GroupId,
     ) -> Result<Vec<Settled>, Error> {
-        self.settle(batch, End::Spend(group_id)).await
+        self.settle(batch, &End::Spend(group_id.clone())).await
     }
 
     /// Hands reservations back: all or none, in one transaction; one outcome for each.
@@ -68,17 +87,28 @@ impl Store {
     /// Nothing is released then.
     pub async fn release(
         &self,
-        batch: &SettleBatch<'_>,
+        batch: &Arc<SettleBatch>,
         lapse: LapsePolicy,
     ) -> Result<Vec<Settled>, Error> {
-        self.settle(batch, End::Release(lapse)).await
+        self.settle(batch, &End::Release(lapse)).await
     }
 
-    async fn settle(&self, batch: &SettleBatch<'_>, end: End<'_>) -> Result<Vec<Settled>, Error> {
+    async fn settle(&self, batch: &Arc<SettleBatch>, end: &End) -> Result<Vec<Settled>, Error> {
+        let grants = batch.reservations.iter().any(Locator::is_last_resort);
         for _ in 0..MAX_ROUNDS {
-            let rows = match self.settle_once(batch, end).await {
-                Err(error) if lost_race(&error) => continue,
-                other => other.map_err(|error| self.error(error))?,
+            let rows = match (grants, end) {
+                (true, _) => match self.settle_with_grants(batch, end).await {
+                    Err(error) if lost_race(&error) => continue,
+                    other => other.map_err(|error| self.error(error))?,
+                },
+                (false, End::Spend(group_id)) => {
+                    let call = SpendCall { batch: batch.clone(), group_id: group_id.clone() };
+                    self.spends.call(self, call).await?
+                }
+                (false, End::Release(lapse)) => {
+                    let call = ReleaseCall { batch: batch.clone(), lapse: *lapse };
+                    self.releases.call(self, call).await?
+                }
             };
             if let Some(settled) = judge(rows, batch.reservations.len())? {
                 return Ok(settled);
@@ -87,26 +117,37 @@ impl Store {
         Err(Error::Overloaded)
     }
 
-    /// One statement, or one for each kind of reservation in a transaction.
-    async fn settle_once(
+    /// Last resort grants, which are rare, go alone: one statement for them and one for the
+    /// packages, in a transaction.
+    async fn settle_with_grants(
         &self,
-        batch: &SettleBatch<'_>,
-        end: End<'_>,
+        batch: &Arc<SettleBatch>,
+        end: &End,
     ) -> Result<Vec<SettleRow>, sqlx::Error> {
-        let numbered = || (0_i32..).zip(batch.reservations);
-        let grants: KeyColumns = numbered().filter(|(_, l)| l.is_last_resort()).collect();
-        let packages: KeyColumns = numbered().filter(|(_, l)| !l.is_last_resort()).collect();
-        let mut connection = self.pool.acquire().await?;
-        if grants.ord.is_empty() {
-            return self.settle_packages(&mut connection, batch.caller, end, &packages).await;
+        let numbered = || (0_i32..).zip(&batch.reservations);
+        let (grants, packages): (Vec<_>, Vec<_>) =
+            numbered().partition(|(_, locator)| locator.is_last_resort());
+        let mut transaction = self.pool.begin().await?;
+        let mut columns = SettleColumns::default();
+        columns.extend(batch, packages.iter().map(|&(_, locator)| (0, locator)));
+        let mut rows = match end {
+            _ if packages.is_empty() => Vec::new(),
+            End::Spend(group_id) => {
+                let group_ids = vec![group_id.as_bytes(); packages.len()];
+                self.spend_packages(&mut transaction, &columns, &group_ids).await?
+            }
+            End::Release(lapse) => {
+                self.release_packages(&mut transaction, &columns, *lapse).await?
+            }
+        };
+        // From the place among the packages, which the statement numbered, to that in the call.
+        for row in &mut rows {
+            let place = usize::try_from(row.ord - 1).ok().and_then(|at| packages.get(at));
+            row.ord = place.map_or(0, |(ord, _)| i64::from(*ord));
         }
-        if packages.ord.is_empty() {
-            return self.settle_grants(&mut connection, batch.caller, end, &grants).await;
-        }
-        let mut transaction = connection.begin().await?;
-        let mut rows = self.settle_packages(&mut transaction, batch.caller, end, &packages).await?;
-        rows.extend(self.settle_grants(&mut transaction, batch.caller, end, &grants).await?);
-        if rows.iter().all(|row| row.settled) {
+        let grants: KeyColumns = grants.into_iter().collect();
+        rows.extend(self.settle_grants(&mut transaction, &batch.caller, end, &grants).await?);
+        if rows.iter().all(SettleRow::ends) {
             transaction.commit().await?;
         } else {
             transaction.rollback().await?;
@@ -115,60 +156,61 @@ impl Store {
         Ok(rows)
     }
 
-    async fn settle_packages(
+    async fn spend_packages(
         &self,
         connection: &mut PgConnection,
-        caller: &ClientKey,
-        end: End<'_>,
-        keys: &KeyColumns,
+        columns: &SettleColumns<'_>,
+        group_ids: &[&[u8]],
     ) -> Result<Vec<SettleRow>, sqlx::Error> {
-        match end {
-            End::Spend(group_id) => {
-                sqlx::query_file_as!(
-                    SettleRow,
-                    "src/store/sql/spend.sql",
-                    self.imposed_now(),
-                    &caller.digest().0[..],
-                    caller.user.as_str(),
-                    caller.client.as_str(),
-                    group_id.as_bytes(),
-                    &keys.ord,
-                    &keys.bucket,
-                    &keys.pool_id,
-                    &keys.cipher_suite,
-                    &keys.seq,
-                    &keys.generation,
-                )
-                .fetch_all(connection)
-                .await
-            }
-            End::Release(lapse) => {
-                sqlx::query_file_as!(
-                    SettleRow,
-                    "src/store/sql/release.sql",
-                    self.imposed_now(),
-                    &caller.digest().0[..],
-                    caller.user.as_str(),
-                    caller.client.as_str(),
-                    burns(lapse),
-                    &keys.ord,
-                    &keys.bucket,
-                    &keys.pool_id,
-                    &keys.cipher_suite,
-                    &keys.seq,
-                    &keys.generation,
-                )
-                .fetch_all(connection)
-                .await
-            }
-        }
+        sqlx::query_file_as!(
+            SettleRow,
+            "src/store/sql/spend.sql",
+            self.imposed_now(),
+            &columns.keys.ord,
+            &columns.keys.bucket,
+            &columns.keys.pool_id,
+            &columns.keys.cipher_suite,
+            &columns.keys.seq,
+            &columns.keys.generation,
+            &columns.callers() as &[&[u8]],
+            &columns.user as &[&str],
+            &columns.client as &[&str],
+            group_ids as &[&[u8]],
+        )
+        .fetch_all(connection)
+        .await
+    }
+
+    async fn release_packages(
+        &self,
+        connection: &mut PgConnection,
+        columns: &SettleColumns<'_>,
+        lapse: LapsePolicy,
+    ) -> Result<Vec<SettleRow>, sqlx::Error> {
+        sqlx::query_file_as!(
+            SettleRow,
+            "src/store/sql/release.sql",
+            self.imposed_now(),
+            burns(lapse),
+            &columns.keys.ord,
+            &columns.keys.bucket,
+            &columns.keys.pool_id,
+            &columns.keys.cipher_suite,
+            &columns.keys.seq,
+            &columns.keys.generation,
+            &columns.callers() as &[&[u8]],
+            &columns.user as &[&str],
+            &columns.client as &[&str],
+        )
+        .fetch_all(connection)
+        .await
     }
 
     async fn settle_grants(
         &self,
         connection: &mut PgConnection,
         caller: &ClientKey,
-        end: End<'_>,
+        end: &End,
         keys: &KeyColumns,
     ) -> Result<Vec<SettleRow>, sqlx::Error> {
         let (group_id, state) = match end {
@@ -192,6 +234,110 @@ impl Store {
         )
         .fetch_all(connection)
         .await
+    }
+}
+
+impl Job for SpendCall {
+    type Answer = Vec<SettleRow>;
+    type Claim = Locator;
+
+    fn rows(&self) -> usize {
+        self.batch.reservations.len()
+    }
+
+    fn goes_with(&self, _: &Self) -> bool {
+        true
+    }
+
+    fn claims(&self) -> impl Iterator<Item = Locator> {
+        self.batch.reservations.iter().copied()
+    }
+
+    async fn run(store: &Store, jobs: &[&Self]) -> Result<Vec<Vec<SettleRow>>, sqlx::Error> {
+        let columns = SettleColumns::of_all(jobs.iter().map(|job| &job.batch));
+        let group_ids: Vec<&[u8]> = jobs
+            .iter()
+            .flat_map(|job| job.batch.reservations.iter().map(|_| job.group_id.as_bytes()))
+            .collect();
+        let mut connection = store.pool.acquire().await?;
+        let rows = store.spend_packages(&mut connection, &columns, &group_ids).await?;
+        Ok(deal(rows, jobs.iter().map(|job| job.rows())))
+    }
+}
+
+impl Job for ReleaseCall {
+    type Answer = Vec<SettleRow>;
+    type Claim = Locator;
+
+    fn rows(&self) -> usize {
+        self.batch.reservations.len()
+    }
+
+    fn goes_with(&self, other: &Self) -> bool {
+        self.lapse == other.lapse
+    }
+
+    fn claims(&self) -> impl Iterator<Item = Locator> {
+        self.batch.reservations.iter().copied()
+    }
+
+    async fn run(store: &Store, jobs: &[&Self]) -> Result<Vec<Vec<SettleRow>>, sqlx::Error> {
+        let Some(first) = jobs.first() else { return Ok(Vec::new()) };
+        let columns = SettleColumns::of_all(jobs.iter().map(|job| &job.batch));
+        let mut connection = store.pool.acquire().await?;
+        let rows = store.release_packages(&mut connection, &columns, first.lapse).await?;
+        Ok(deal(rows, jobs.iter().map(|job| job.rows())))
+    }
+}
+
+/// The columns that both statements take: one element for each reservation. What `ord` holds is
+/// the number of the call.
+#[derive(Debug, Default)]
+struct SettleColumns<'a> {
+    keys: KeyColumns,
+    caller: Vec<[u8; 16]>,
+    user: Vec<&'a str>,
+    client: Vec<&'a str>,
+}
+
+impl<'a> SettleColumns<'a> {
+    fn of_all(batches: impl Iterator<Item = &'a Arc<SettleBatch>>) -> Self {
+        let mut columns = Self::default();
+        for (call, batch) in (0..).zip(batches) {
+            columns.extend(batch, batch.reservations.iter().map(|locator| (call, locator)));
+        }
+        columns
+    }
+
+    fn extend(
+        &mut self,
+        batch: &'a SettleBatch,
+        reservations: impl Iterator<Item = (i32, &'a Locator)>,
+    ) {
+        let digest = batch.caller.digest().0;
+        for reservation in reservations {
+            self.keys.extend([reservation]);
+            self.caller.push(digest);
+            self.user.push(batch.caller.user.as_str());
+            self.client.push(batch.caller.client.as_str());
+        }
+    }
+
+    fn callers(&self) -> Vec<&[u8]> {
+        self.caller.iter().map(|digest| &digest[..]).collect()
+    }
+}
+
+/// The rows, which stand in the order of the reservations, for each call its own.
+fn deal(rows: Vec<SettleRow>, calls: impl Iterator<Item = usize>) -> Vec<Vec<SettleRow>> {
+    let mut rows = rows.into_iter();
+    calls.map(|count| rows.by_ref().take(count).collect()).collect()
+}
+
+impl SettleRow {
+    /// Whether the call, were it for this reservation alone, takes effect.
+    fn ends(&self) -> bool {
+        matches!(&*self.outcome, "spend" | "spend_late" | "release" | "settle" | "already")
     }
 }
 

@@ -131,7 +131,7 @@ impl Store {
             sqlx::query(custom_plans).execute(&mut *sweep).await?;
             Ok(sweep)
         };
-        begin.await.map_err(|error| self.error(error))
+        begin.await.map_err(|error: sqlx::Error| self.error(error))
     }
 
     /// Commits what a statement that ends up to `limit` rows has done.

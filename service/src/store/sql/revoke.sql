@@ -42,6 +42,24 @@ ended AS (
       AND k.revoked_at IS NULL
     RETURNING k.cipher_suite, k.seq, k.generation, k.key_package_ref, k.holder, k.group_id
 ),
+-- How many come after those that stay is not known any more. Passed over rather than waited for, so
+-- as not to wait against the order of the key: who holds one is about to issue or to end it.
+unsure AS MATERIALIZED (
+    SELECT k.cipher_suite, k.seq
+    FROM package k
+    WHERE k.bucket = $2 AND k.pool_id = $3 AND k.generation = 0 AND k.behind > 0
+      AND EXISTS (SELECT FROM ended)
+      AND NOT EXISTS (SELECT FROM chosen c
+                      WHERE c.cipher_suite = k.cipher_suite AND c.seq = k.seq)
+    FOR UPDATE OF k SKIP LOCKED
+),
+uncounted AS (
+    UPDATE package k
+    SET behind = 0
+    FROM unsure u
+    WHERE k.bucket = $2 AND k.pool_id = $3 AND k.cipher_suite = u.cipher_suite AND k.seq = u.seq
+      AND k.generation = 0
+),
 entombed AS (
     INSERT INTO tombstone (bucket, pool_id, cipher_suite, seq, key_package_ref, state, generation,
                            holder, group_id, ended_at)

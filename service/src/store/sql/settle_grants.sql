@@ -48,7 +48,6 @@ logged AS (
            $3, $4, $2, s.group_id
     FROM settled s
 )
-SELECT j.ord AS "ord!", j.outcome AS "outcome!", (SELECT go FROM verdict) AS "settled!",
-       j.key_package_ref
+SELECT j.ord::bigint AS "ord!", j.outcome AS "outcome!", j.key_package_ref
 FROM judged j
 ORDER BY j.ord

@@ -29,6 +29,18 @@ placed AS MATERIALIZED (
     FROM item i
     JOIN suite s USING (cipher_suite)
 ),
+-- How many of these come after it in the order of issue. Where their capabilities differ, a Reserve
+-- may take them in another order: then it is not known.
+ordered AS MATERIALIZED (
+    SELECT p.ord,
+           CASE WHEN min(p.capabilities) OVER same = max(p.capabilities) OVER same
+                THEN count(*) OVER same
+                     - row_number() OVER (PARTITION BY p.cipher_suite ORDER BY p.not_after, p.seq)
+                ELSE 0 END AS behind
+    FROM placed p
+    WHERE NOT p.last_resort
+    WINDOW same AS (PARTITION BY p.cipher_suite)
+),
 published AS (
     INSERT INTO published (bucket, key_package_ref, pool_id, cipher_suite, seq, init_key_digest,
                            not_after)
@@ -37,11 +49,11 @@ published AS (
 ),
 stored AS (
     INSERT INTO package (bucket, pool_id, cipher_suite, seq, key_package_ref, key_package,
-                         not_after, capabilities, signature_key_digest, credential_digest)
-    SELECT $2, $3, p.cipher_suite, p.seq, p.key_package_ref, p.key_package, p.not_after,
+                         not_after, behind, capabilities, signature_key_digest, credential_digest)
+    SELECT $2, $3, p.cipher_suite, p.seq, p.key_package_ref, p.key_package, p.not_after, o.behind,
            p.capabilities::int[], p.signature_key_digest, p.credential_digest
     FROM placed p
-    WHERE NOT p.last_resort
+    JOIN ordered o USING (ord)
 ),
 -- Locked against the sweeper, or else it could end the same package as expired.
 replacing AS MATERIALIZED (

@@ -1,0 +1,223 @@
+//! Calls that wait for the database go there together.
+//!
+//! What queues up while statements are in flight goes into the next one; a call that finds a lane
+//! free goes at once. Nothing waits for a timer. A statement for many calls costs hardly more than
+//! one for a single call, and one commit makes all of them durable.
+
+use std::{
+    collections::{HashSet, VecDeque},
+    fmt,
+    future::Future,
+    hash::Hash,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use tokio::sync::oneshot;
+
+use super::{Store, lost_race};
+use crate::domain::error::Error;
+
+/// How many rows one statement handles, or one call when that is more. What a single core of the
+/// database does in some ten milliseconds: beyond that, calls wait longer and nothing is won.
+const MAX_ROWS: usize = 128;
+/// How many statements of one kind are in flight. One works while another one's commit is written.
+const LANES: usize = 2;
+/// How often a batch that lost a race starts over before its calls go one by one.
+const MAX_TRIES: u32 = 4;
+
+/// What one call wants of a statement that serves many.
+pub(super) trait Job: Send + Sync + Sized + fmt::Debug + 'static {
+    /// What the call gets.
+    type Answer: Send + fmt::Debug;
+    /// What no two calls in one statement may both touch.
+    type Claim: Hash + Eq;
+
+    /// How many rows it is about.
+    fn rows(&self) -> usize;
+
+    /// Whether one statement can serve both.
+    fn goes_with(&self, other: &Self) -> bool;
+
+    /// What it touches and must not share with another one in its statement.
+    fn claims(&self) -> impl Iterator<Item = Self::Claim>;
+
+    /// Runs the statement for all of them: one answer for each.
+    fn run(
+        store: &Store,
+        jobs: &[&Self],
+    ) -> impl Future<Output = Result<Vec<Self::Answer>, sqlx::Error>> + Send;
+}
+
+/// The calls of one kind.
+#[derive(Debug)]
+pub(super) struct Batcher<J: Job>(Arc<Mutex<Queue<J>>>);
+
+#[derive(Debug)]
+struct Queue<J: Job> {
+    waiting: VecDeque<Waiting<J>>,
+    in_flight: usize,
+}
+
+#[derive(Debug)]
+struct Waiting<J: Job> {
+    job: J,
+    answer: oneshot::Sender<Result<J::Answer, Arc<sqlx::Error>>>,
+}
+
+impl<J: Job> Default for Batcher<J> {
+    fn default() -> Self {
+        Self(Arc::new(Mutex::new(Queue { waiting: VecDeque::new(), in_flight: 0 })))
+    }
+}
+
+impl<J: Job> Clone for Batcher<J> {
+    fn clone(&self) -> Self {
+        Self(self.0.clone())
+    }
+}
+
+impl<J: Job> Batcher<J> {
+    /// Does the job, together with others. A call that is dropped while it waits is never sent.
+    ///
+    /// # Errors
+    /// When the database cannot do it.
+    pub(super) async fn call(&self, store: &Store, job: J) -> Result<J::Answer, Error> {
+        let (answer, answered) = oneshot::channel();
+        let first = {
+            let mut queue = self.lock();
+            queue.waiting.push_back(Waiting { job, answer });
+            queue.begin()
+        };
+        if let Some(batch) = first {
+            // A task of its own: the others do not depend on whether this call is dropped.
+            tokio::spawn(self.clone().fly(store.clone(), batch));
+        }
+        match answered.await {
+            Ok(answer) => answer.map_err(|error| store.error(error)),
+            // Its task ended without a word.
+            Err(gone) => Err(Error::Internal(gone.into())),
+        }
+    }
+
+    /// Runs a batch, and then what queued up meanwhile, until nothing does.
+    async fn fly(self, store: Store, first: Vec<Waiting<J>>) {
+        let mut lane = Lane { batcher: &self, free: false };
+        let mut next = Some(first);
+        while let Some(batch) = next {
+            answer(&store, batch).await;
+            next = lane.next();
+        }
+    }
+
+    /// Each change of the queue is one call, so a panic elsewhere leaves it whole.
+    fn lock(&self) -> MutexGuard<'_, Queue<J>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<J: Job> Queue<J> {
+    /// The first batch of a lane, when one is free.
+    fn begin(&mut self) -> Option<Vec<Waiting<J>>> {
+        if self.in_flight == LANES {
+            return None;
+        }
+        let batch = self.take()?;
+        self.in_flight += 1;
+        Some(batch)
+    }
+
+    /// The calls that go next, first come, first served; what may not go with them stays, in its
+    /// order. What nobody waits for any more is forgotten.
+    fn take(&mut self) -> Option<Vec<Waiting<J>>> {
+        let mut batch: Vec<Waiting<J>> = Vec::new();
+        let mut claimed = HashSet::new();
+        let mut rows = 0;
+        let mut later = VecDeque::new();
+        while let Some(next) = self.waiting.pop_front() {
+            if next.answer.is_closed() {
+                continue;
+            }
+            if rows > 0 && rows + next.job.rows() > MAX_ROWS {
+                later.push_back(next);
+                break;
+            }
+            let alike = batch.first().is_none_or(|first| first.job.goes_with(&next.job));
+            if !alike || next.job.claims().any(|claim| claimed.contains(&claim)) {
+                later.push_back(next);
+                continue;
+            }
+            claimed.extend(next.job.claims());
+            rows += next.job.rows();
+            batch.push(next);
+        }
+        later.append(&mut self.waiting);
+        self.waiting = later;
+        (!batch.is_empty()).then_some(batch)
+    }
+}
+
+/// One of the places for a statement in flight.
+struct Lane<'a, J: Job> {
+    batcher: &'a Batcher<J>,
+    free: bool,
+}
+
+impl<J: Job> Lane<'_, J> {
+    /// The next batch. With none the lane is free, in one step: a call that comes right after
+    /// finds it so.
+    fn next(&mut self) -> Option<Vec<Waiting<J>>> {
+        let mut queue = self.batcher.lock();
+        let batch = queue.take();
+        if batch.is_none() {
+            queue.in_flight -= 1;
+            self.free = true;
+        }
+        batch
+    }
+}
+
+impl<J: Job> Drop for Lane<'_, J> {
+    /// Also when a statement's answer made it panic.
+    fn drop(&mut self) {
+        if !self.free {
+            self.batcher.lock().in_flight -= 1;
+        }
+    }
+}
+
+/// Runs the statement and hands out the answers. When the statement fails for a reason that may
+/// lie in one of the calls, each goes alone, so that none suffers by another.
+async fn answer<J: Job>(store: &Store, batch: Vec<Waiting<J>>) {
+    let (jobs, calls): (Vec<J>, Vec<_>) = batch.into_iter().map(|w| (w.job, w.answer)).unzip();
+    let together: Vec<&J> = jobs.iter().collect();
+    match run(store, &together).await {
+        // Nobody listens when the call was dropped: that is no concern of the others.
+        Ok(answers) => calls.into_iter().zip(answers).for_each(|(call, answer)| {
+            let _ = call.send(Ok(answer));
+        }),
+        Err(error) if jobs.len() > 1 && matches!(error, sqlx::Error::Database(_)) => {
+            for (job, call) in jobs.iter().zip(calls) {
+                let alone = run(store, &[job]).await;
+                let alone = alone
+                    .and_then(|answers| answers.into_iter().next().ok_or(sqlx::Error::RowNotFound));
+                let _ = call.send(alone.map_err(Arc::new));
+            }
+        }
+        Err(error) => {
+            let error = Arc::new(error);
+            for call in calls {
+                let _ = call.send(Err(error.clone()));
+            }
+        }
+    }
+}
+
+async fn run<J: Job>(store: &Store, jobs: &[&J]) -> Result<Vec<J::Answer>, sqlx::Error> {
+    let mut tries = 1;
+    loop {
+        match J::run(store, jobs).await {
+            Err(error) if lost_race(&error) && tries < MAX_TRIES => tries += 1,
+            other => return other,
+        }
+    }
+}
