@@ -111,7 +111,7 @@ async fn reserves_that_wait_do_not_keep_the_owner_from_refilling() {
         let adder = replicas.client(0, &format!("adder-{n}"), Scope::Reserve).await.unwrap();
         calls.spawn(async move { adder.reserve(&reserve()).await });
     }
-    statements_wait(&database, 8).await; // all the connections that there are for adders
+    statements_wait(&database, 2).await; // as many as there are at once, with all of the calls
 
     let answer = owner.upload(packages(3)).await.unwrap();
     assert_eq!(answer.status.unwrap().health(), Health::Low);

@@ -60,7 +60,7 @@ async fn a_call_without_a_connection_is_shed_and_not_queued_for_ever() {
 #[tokio::test]
 async fn a_call_that_a_lock_holds_up_for_too_long_is_given_up() {
     let database = database().await;
-    let quick = options().text("database.statement_timeout", "50ms");
+    let quick = options().text("database.statement_timeout", "1s");
     let server = Server::start(&database, &quick).await;
     let client = server.client("bob", "phone").await;
     let lock = database.lock_table("pool").await;

@@ -18,8 +18,11 @@ const FILL: &[&str] = &[
     "INSERT INTO pool SELECT bucket, 'user-' || n, 'client', pool_id, now() FROM owner",
     "INSERT INTO pool_suite SELECT bucket, pool_id, 1, 37, 36, 0, 0, 0, 0 FROM owner",
     "INSERT INTO published SELECT bucket, ref, pool_id, 1, seq, digest, not_after FROM item",
-    "INSERT INTO package SELECT bucket, pool_id, 1, seq, ref, decode(repeat('ab', 300), 'hex'),
-         not_after, '{10}', digest, digest FROM item WHERE seq <= 32",
+    "INSERT INTO package (bucket, pool_id, cipher_suite, seq, not_after, capabilities,
+                          signature_key_digest, credential_digest, key_package_ref, key_package)
+     SELECT bucket, pool_id, 1, seq, not_after, '{10}', digest, digest, ref,
+            decode(repeat('ab', 300), 'hex')
+     FROM item WHERE seq <= 32",
     "UPDATE package SET state = 'reserved', generation = 1, holder = signature_key_digest,
          group_id = 'group', expires_at = now() WHERE seq <= 2",
     "INSERT INTO tombstone SELECT bucket, pool_id, 1, seq, ref, 'spent', 1, digest, 'group', now()
@@ -37,6 +40,7 @@ const FILL: &[&str] = &[
 
 /// Statements that run for a call: every look-up is within one bucket, and by more than that.
 const HOT: &[(&str, &str)] = &[
+    ("reserve_fresh", include_str!("../../service/src/store/sql/reserve_fresh.sql")),
     ("reserve", include_str!("../../service/src/store/sql/reserve.sql")),
     ("spend", include_str!("../../service/src/store/sql/spend.sql")),
     ("release", include_str!("../../service/src/store/sql/release.sql")),
@@ -141,6 +145,8 @@ fn scanned(plan: &[String]) -> impl Iterator<Item = &String> {
 async fn no_statement_scans_a_table_and_each_call_looks_by_key() {
     let world = World::new().await;
     let mut connection = PgConnection::connect(world.database.url()).await.unwrap();
+    // As the service's own connections do.
+    sqlx::raw_sql("SET enable_seqscan = off").execute(&mut connection).await.unwrap();
     for statement in FILL {
         sqlx::raw_sql(*statement).execute(&mut connection).await.expect(statement);
     }
