@@ -118,10 +118,14 @@ pub fn authorized<T>(token: &str, message: T) -> Request<T> {
 pub fn binary() -> PathBuf {
     const HOW: &str = "run `cargo build --workspace --bins` first, or script/test";
     let test = env::current_exe().expect("this test's own path");
-    let built = test.ancestors().nth(2).expect("target/debug, above deps");
+    // A test lies in target/debug/deps, a program beside the binary.
+    let folders = test.ancestors().skip(1).take(2);
+    let built = folders.filter(|folder| folder.join("keypool").is_file()).last();
+    let built =
+        built.unwrap_or_else(|| panic!("keypool is not built beside {}: {HOW}", test.display()));
     let binary = built.join("keypool");
     let modified = |path: &Path| fs::metadata(path).and_then(|found| found.modified()).ok();
-    let Some(made) = modified(&binary) else { panic!("{} is missing: {HOW}", binary.display()) };
+    let made = modified(&binary).expect("a file that was found");
     let Ok(sources) = fs::read_to_string(built.join("keypool.d")) else {
         panic!("{} lacks keypool.d, which names its sources: {HOW}", built.display());
     };

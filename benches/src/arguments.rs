@@ -1,0 +1,104 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::{Parser, ValueEnum};
+
+/// Measures keypool beside what plain SQL and openmls do on the same machine, in one run.
+#[derive(Debug, Clone, Parser)]
+#[command(name = "script/bench", version)]
+pub(crate) struct Arguments {
+    /// The smallest size: does it work? The figures mean little
+    #[arg(long)]
+    pub(crate) quick: bool,
+    /// Owners in the database; with --growth a list, the smallest first
+    #[arg(long, value_name = "N,...", value_delimiter = ',')]
+    pub(crate) owners: Vec<u32>,
+    /// What to measure; all but --growth's rows by default
+    #[arg(long, value_enum, value_delimiter = ',')]
+    pub(crate) rows: Vec<RowName>,
+    /// Connections to measure at
+    #[arg(long, value_name = "N,...", value_delimiter = ',')]
+    pub(crate) connections: Vec<usize>,
+    /// How long each stretch of load is, at most, in seconds
+    #[arg(long)]
+    pub(crate) seconds: Option<f64>,
+    /// How often keypool and its reference take turns; the medians count
+    #[arg(long)]
+    pub(crate) rounds: Option<usize>,
+    /// Leave out the second reference, which promises what keypool promises
+    #[arg(long)]
+    pub(crate) no_promises: bool,
+    /// Measure at several sizes, and after churn: long, and needs much disk
+    #[arg(long)]
+    pub(crate) growth: bool,
+    /// Reserve and Spend pairs before churn is measured
+    #[arg(long, value_name = "PAIRS")]
+    pub(crate) churn: Option<u64>,
+    /// Settings of the server beside the defaults, as in --set database.max_connections=4
+    #[arg(long, value_name = "KEY=TOML")]
+    pub(crate) set: Vec<String>,
+    /// Write the rows to this file as JSON too
+    #[arg(long, value_name = "FILE")]
+    pub(crate) json: Option<PathBuf>,
+    /// Write a plot of throughput and p99 against connections to this file as SVG
+    #[arg(long, value_name = "FILE")]
+    pub(crate) plot: Option<PathBuf>,
+}
+
+/// A row of the table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum RowName {
+    /// Reserve
+    Reserve,
+    /// Reserve, then Spend by the same caller
+    Pairs,
+    /// Upload, counted in KeyPackages
+    Upload,
+    /// All on one pool, beside all on different ones
+    HotPool,
+    /// One caller, one call after the other
+    Idle,
+}
+
+impl RowName {
+    pub(crate) const ALL: [Self; 5] =
+        [Self::Reserve, Self::Pairs, Self::Upload, Self::HotPool, Self::Idle];
+}
+
+impl Arguments {
+    /// The sizes in owners, as given or the defaults.
+    pub(crate) fn sizes(&self) -> Vec<u32> {
+        match (self.owners.is_empty(), self.growth, self.quick) {
+            (false, ..) => self.owners.clone(),
+            (true, true, true) => vec![100, 300],
+            (true, true, false) => vec![3_000, 100_000, 500_000],
+            (true, false, true) => vec![300],
+            (true, false, false) => vec![3_000],
+        }
+    }
+
+    pub(crate) fn rows(&self) -> Vec<RowName> {
+        if self.rows.is_empty() { RowName::ALL.to_vec() } else { self.rows.clone() }
+    }
+
+    pub(crate) fn connections(&self) -> Vec<usize> {
+        match (self.connections.is_empty(), self.quick) {
+            (false, _) => self.connections.clone(),
+            (true, true) => vec![1, 16],
+            (true, false) => vec![1, 16, 64, 256],
+        }
+    }
+
+    pub(crate) fn seconds(&self) -> f64 {
+        self.seconds.unwrap_or(if self.quick { 0.5 } else { 5.0 })
+    }
+
+    pub(crate) fn rounds(&self) -> usize {
+        self.rounds.unwrap_or(if self.quick { 1 } else { 3 })
+    }
+
+    pub(crate) fn churn(&self) -> u64 {
+        self.churn.unwrap_or(if self.quick { 500 } else { 1_000_000 })
+    }
+}

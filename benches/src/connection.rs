@@ -1,0 +1,124 @@
+//! gRPC calls over one HTTP/2 connection, as cheaply as a client can make them: the load generator
+//! shares its cores with what it measures.
+
+use std::{fmt, net::SocketAddr, time::Duration};
+
+use anyhow::Context as _;
+use bytes::{BufMut as _, Bytes, BytesMut};
+use h2::client::SendRequest;
+use http::{HeaderMap, HeaderValue, Method, Request, Uri, header};
+use prost::Message;
+use tokio::net::TcpStream;
+
+/// A call that takes longer is an error.
+const DEADLINE: Duration = Duration::from_secs(30);
+/// The length of a gRPC message's prefix: compressed or not, and its length.
+const PREFIX: usize = 5;
+
+/// One connection to keypool; one call at a time.
+pub(crate) struct Connection {
+    sender: SendRequest<Bytes>,
+    authority: String,
+}
+
+/// What a call was answered with instead of a message.
+#[derive(Debug)]
+pub(crate) struct Refusal {
+    /// The code of the status, as in `google.rpc.Code`.
+    code: String,
+    message: String,
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "gRPC status {}: {}", self.code, self.message)
+    }
+}
+
+impl std::error::Error for Refusal {}
+
+impl Connection {
+    pub(crate) async fn open(address: SocketAddr) -> anyhow::Result<Self> {
+        let stream = TcpStream::connect(address).await.context("connecting to keypool")?;
+        stream.set_nodelay(true)?;
+        let (sender, connection) = h2::client::Builder::new()
+            .initial_window_size(1 << 20)
+            .initial_connection_window_size(1 << 20)
+            .handshake(stream)
+            .await?;
+        // Its errors reach the calls.
+        tokio::spawn(connection);
+        Ok(Self { sender, authority: address.to_string() })
+    }
+
+    /// Calls a method of the service; `token` is the whole `authorization` header.
+    pub(crate) async fn call<Q: Message, A: Message + Default>(
+        &mut self,
+        method: &str,
+        token: &HeaderValue,
+        message: &Q,
+    ) -> anyhow::Result<A> {
+        let answer = self.exchange(method, token, frame(message)?);
+        tokio::time::timeout(DEADLINE, answer).await.context("no answer in time")?
+    }
+
+    async fn exchange<A: Message + Default>(
+        &mut self,
+        method: &str,
+        token: &HeaderValue,
+        frame: Bytes,
+    ) -> anyhow::Result<A> {
+        let uri = Uri::builder()
+            .scheme("http")
+            .authority(self.authority.as_str())
+            .path_and_query(format!("/keypool.v1.KeyPackageService/{method}"))
+            .build()?;
+        let request = Request::builder()
+            .method(Method::POST)
+            .uri(uri)
+            .header(header::CONTENT_TYPE, "application/grpc")
+            .header(header::TE, "trailers")
+            .header(header::AUTHORIZATION, token)
+            .body(())?;
+        let mut sender = self.sender.clone().ready().await?;
+        let (response, mut body) = sender.send_request(request, false)?;
+        body.send_data(frame, true)?;
+        let response = response.await?;
+        check(response.headers())?;
+        let mut body = response.into_body();
+        let mut answer = BytesMut::new();
+        while let Some(data) = body.data().await {
+            let data = data?;
+            body.flow_control().release_capacity(data.len())?;
+            answer.extend_from_slice(&data);
+        }
+        let trailers = body.trailers().await?;
+        check(&trailers.context("an answer without trailers")?)?;
+        let message = answer.get(PREFIX..).context("an answer without a message")?;
+        Ok(A::decode(message)?)
+    }
+}
+
+/// A message as gRPC frames it, not compressed.
+fn frame(message: &impl Message) -> anyhow::Result<Bytes> {
+    let length = message.encoded_len();
+    let mut frame = BytesMut::with_capacity(PREFIX + length);
+    frame.put_u8(0);
+    frame.put_u32(u32::try_from(length)?);
+    message.encode(&mut frame)?;
+    Ok(frame.freeze())
+}
+
+/// Passes what is no status, or status OK.
+fn check(headers: &HeaderMap) -> Result<(), Refusal> {
+    let text = |name| {
+        let value = headers.get(name).map(|value| String::from_utf8_lossy(value.as_bytes()));
+        value.unwrap_or_default().into_owned()
+    };
+    match headers.get("grpc-status") {
+        Some(code) if code != "0" => {
+            Err(Refusal { code: text("grpc-status"), message: text("grpc-message") })
+        }
+        _ => Ok(()),
+    }
+}

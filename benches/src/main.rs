@@ -1,0 +1,82 @@
+//! `script/bench`: measures keypool, as it would be deployed, beside what plain SQL and openmls do
+//! on the same machine. `docs/performance.md` says what the rows mean.
+
+#![allow(clippy::print_stdout)] // what it is for
+#![allow(
+    clippy::cast_possible_truncation,
+    clippy::cast_precision_loss,
+    clippy::cast_sign_loss,
+    reason = "figures are shown with four digits"
+)]
+
+mod arguments;
+mod callers;
+mod connection;
+mod load;
+mod machine;
+mod packages;
+mod postgres;
+mod reference;
+mod report;
+mod rows;
+mod sample;
+mod site;
+
+use std::{fs, process::ExitCode, time::Instant};
+
+use anyhow::Context as _;
+use clap::Parser as _;
+
+use crate::{
+    arguments::Arguments,
+    postgres::Postgres,
+    reference::Pgbench,
+    report::Row,
+    rows::Bench,
+    site::{Plan, Site},
+};
+
+// One thread: it shares the cores with what it measures.
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> anyhow::Result<ExitCode> {
+    let arguments = Arguments::parse();
+    let start = Instant::now();
+    let pgbench = Pgbench::find();
+    if pgbench.is_none() {
+        eprintln!("pgbench is not installed: there are no references in SQL");
+    }
+    let postgres = Postgres::start().await?;
+    println!(
+        "PostgreSQL {}, durable; {} cores for it, keypool and the load; {} build of keypool",
+        postgres.version,
+        machine::cores(),
+        if cfg!(debug_assertions) { "debug" } else { "release" },
+    );
+    let measured = measure(&arguments, &postgres, pgbench.as_ref()).await;
+    postgres.stop().await?;
+    let rows = measured?;
+    println!("\n{}\n{}", report::table(&rows), report::goals(&rows));
+    println!("{:.0} seconds in all", start.elapsed().as_secs_f64());
+    if let Some(path) = &arguments.json {
+        let json = serde_json::to_string_pretty(&rows)? + "\n";
+        fs::write(path, json).with_context(|| path.display().to_string())?;
+    }
+    let wrong = rows.iter().any(|row| !row.faults.is_empty());
+    Ok(if wrong { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+async fn measure(
+    arguments: &Arguments,
+    postgres: &Postgres,
+    pgbench: Option<&Pgbench>,
+) -> anyhow::Result<Vec<Row>> {
+    let owners = arguments.sizes().first().copied().context("a size")?;
+    let plan = Plan { owners, renewable: true, settings: &arguments.set };
+    let mut site = Site::open(postgres, "keypool", &plan).await?;
+    eprintln!("{owners} owners are there");
+    let mut bench = Bench { arguments, postgres, pgbench, site: &mut site };
+    let rows = bench.rows().await?;
+    let (resident, most) = machine::memory_kib(site.server.pid())?;
+    println!("keypool's memory: {} MiB now, {} MiB at most", resident / 1024, most / 1024);
+    Ok(rows)
+}
