@@ -12,9 +12,11 @@
 mod arguments;
 mod callers;
 mod connection;
+mod growth;
 mod load;
 mod machine;
 mod packages;
+mod plot;
 mod postgres;
 mod reference;
 mod report;
@@ -61,6 +63,9 @@ async fn main() -> anyhow::Result<ExitCode> {
         let json = serde_json::to_string_pretty(&rows)? + "\n";
         fs::write(path, json).with_context(|| path.display().to_string())?;
     }
+    if let Some(path) = &arguments.plot {
+        fs::write(path, plot::svg(&rows)).with_context(|| path.display().to_string())?;
+    }
     let wrong = rows.iter().any(|row| !row.faults.is_empty());
     Ok(if wrong { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
@@ -70,6 +75,9 @@ async fn measure(
     postgres: &Postgres,
     pgbench: Option<&Pgbench>,
 ) -> anyhow::Result<Vec<Row>> {
+    if arguments.growth {
+        return growth::rows(arguments, postgres).await;
+    }
     let owners = arguments.sizes().first().copied().context("a size")?;
     let plan = Plan { owners, renewable: true, settings: &arguments.set };
     let mut site = Site::open(postgres, "keypool", &plan).await?;

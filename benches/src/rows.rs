@@ -13,7 +13,7 @@ use crate::{
     postgres::Postgres,
     reference::{Pgbench, Script},
     report::Row,
-    sample::{Sample, median},
+    sample::Sample,
     site::Site,
 };
 
@@ -218,9 +218,4 @@ fn validated(publishers: &[Publisher]) -> anyhow::Result<Sample> {
         Sample { operations, all_operations: operations, elapsed, ..Sample::default() };
     sample.cost.load = machine::cpu_times(std::process::id())?.own - before;
     Ok(sample)
-}
-
-/// The median rate of some samples.
-pub(crate) fn rate(samples: &[Sample]) -> f64 {
-    median(samples.iter().map(Sample::rate))
 }

@@ -6,7 +6,7 @@ use std::{path::Path, time::Duration};
 use anyhow::{Context as _, ensure};
 use keypool_service::store::MIGRATOR;
 use keypool_testing::server::{Server, ServerOptions};
-use sqlx::{AssertSqlSafe, Executor as _};
+use sqlx::Executor as _;
 
 use crate::{
     callers::{
@@ -153,6 +153,18 @@ impl Site {
             .bind(OWNER_PREFIX)
             .execute(&self.database.pool)
             .await?;
+        Ok(())
+    }
+
+    /// Gives each owner as many packages as it had at first, in place of those that were drawn.
+    pub(crate) async fn refill(&mut self) -> anyhow::Result<()> {
+        self.stretches += 1;
+        sqlx::query(include_str!("sql/refill.sql"))
+            .bind(PACKAGES_EACH)
+            .bind(i64::try_from(self.stretches)?)
+            .execute(&self.database.pool)
+            .await?;
+        self.stock = u64::from(self.owners) * DRAWS_EACH;
         Ok(())
     }
 
@@ -319,11 +331,6 @@ impl Site {
         Ok(sample)
     }
 
-    /// How many calls can be made until the tables are made anew.
-    pub(crate) fn whole_stock(&self) -> u64 {
-        u64::from(self.owners) * DRAWS_EACH
-    }
-
     fn caller_prefix(&mut self) -> String {
         self.stretches += 1;
         format!("adder-{}", self.stretches)
@@ -382,19 +389,4 @@ impl Cost {
             wal_bytes: self.wal_bytes - before.wal_bytes,
         }
     }
-}
-
-/// The size of a table with its indexes and what is dead in it.
-pub(crate) async fn table_sizes(
-    database: &Database,
-) -> anyhow::Result<Vec<(String, i64, i64, i64, i64)>> {
-    Ok(sqlx::query_as(AssertSqlSafe(
-        "SELECT s.relname::text, pg_relation_size(s.relid), pg_indexes_size(s.relid),
-                s.n_live_tup, s.n_dead_tup
-         FROM pg_stat_user_tables s
-         WHERE s.schemaname = 'public' AND pg_relation_size(s.relid) > 0
-         ORDER BY 2 DESC",
-    ))
-    .fetch_all(&database.pool)
-    .await?)
 }

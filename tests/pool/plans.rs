@@ -1,15 +1,18 @@
 //! How Postgres runs the hot statements when there is much of everything: by the keys of the
 //! pools they touch, never through a whole table.
 
-use keypool_testing::world::World;
-use sqlx::{AssertSqlSafe, Connection as _, PgConnection, Row as _};
+use keypool_testing::{
+    plans::{self, For, HOT, Plan, SWEEPS, Statement},
+    world::World,
+};
+use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
 
-/// 2,000 clients with 32 packages each, two of them reserved, four tombstones, two draws, a last
+/// Clients with 32 packages each, two of them reserved, four tombstones, two draws, a last
 /// resort package with three grants, and the events of all that.
 const FILL: &[&str] = &[
     "CREATE TABLE owner AS
      SELECT (n * 7919 % 1024)::smallint AS bucket, n * 1000003::bigint AS pool_id, n
-     FROM generate_series(1, 2000) AS n",
+     FROM generate_series(1, CLIENTS) AS n",
     "CREATE TABLE item AS
      SELECT bucket, pool_id, 1 AS cipher_suite, seq, sha256(format('%s %s', n, seq)::bytea) AS ref,
             substr(sha256(format('%s/%s', n, seq)::bytea), 1, 16) AS digest,
@@ -38,38 +41,6 @@ const FILL: &[&str] = &[
     "ANALYZE",
 ];
 
-/// Statements that run for a call: every look-up is within one bucket, and by more than that.
-const HOT: &[(&str, &str)] = &[
-    ("reserve_fresh", include_str!("../../service/src/store/sql/reserve_fresh.sql")),
-    ("reserve", include_str!("../../service/src/store/sql/reserve.sql")),
-    ("spend", include_str!("../../service/src/store/sql/spend.sql")),
-    ("release", include_str!("../../service/src/store/sql/release.sql")),
-    ("settle_grants", include_str!("../../service/src/store/sql/settle_grants.sql")),
-    ("status", include_str!("../../service/src/store/sql/status.sql")),
-    ("known", include_str!("../../service/src/store/sql/known.sql")),
-    ("due", include_str!("../../service/src/store/sql/due.sql")),
-    ("store_packages", include_str!("../../service/src/store/sql/store_packages.sql")),
-    ("expire", include_str!("../../service/src/store/sql/expire.sql")),
-    ("revoke", include_str!("../../service/src/store/sql/revoke.sql")),
-];
-
-/// The sweeper's statements, which find their rows by time, and the values of a small batch.
-const SWEEPS: &[(&str, &str, &str)] = &[
-    ("lapse", include_str!("../../service/src/store/sql/lapse.sql"), "NULL, 'epoch', 10, false"),
-    (
-        "expire_last_resort",
-        include_str!("../../service/src/store/sql/expire_last_resort.sql"),
-        "NULL, 10",
-    ),
-    ("forget", include_str!("../../service/src/store/sql/forget.sql"), "NULL, 10, 60"),
-    ("forget_draws", include_str!("../../service/src/store/sql/forget_draws.sql"), "NULL, 10, 60"),
-    (
-        "forget_grants",
-        include_str!("../../service/src/store/sql/forget_grants.sql"),
-        "NULL, 10, 60",
-    ),
-];
-
 /// What counts in several suites at once locks them in the order of the key, by this CTE. Other
 /// tests see that two such statements do not deadlock, but a plan may happen to keep the order
 /// unasked.
@@ -83,46 +54,6 @@ const COUNTS: &[(&str, &str)] = &[
     ("forget_grants", "held"),
 ];
 
-const TABLES: [&str; 9] = [
-    "pool",
-    "pool_suite",
-    "package",
-    "tombstone",
-    "published",
-    "last_resort",
-    "last_resort_grant",
-    "draw",
-    "event",
-];
-
-/// The plan of a statement with these values, or for any values, as `mode` says.
-async fn plan(
-    connection: &mut PgConnection,
-    mode: &str,
-    (name, statement): (&str, &str),
-    values: Option<&str>,
-) -> Vec<String> {
-    // Without the marks by which sqlx is told what is null.
-    let statement = statement.replace("!\"", "\"").replace("?\"", "\"");
-    let prepare = format!("SET plan_cache_mode = {mode}; PREPARE {name} AS {statement}");
-    sqlx::raw_sql(AssertSqlSafe(prepare)).execute(&mut *connection).await.expect(name);
-    explain(connection, name, values).await
-}
-
-async fn explain(connection: &mut PgConnection, name: &str, values: Option<&str>) -> Vec<String> {
-    let parameters: i32 = sqlx::query_scalar(
-        "SELECT cardinality(parameter_types) FROM pg_prepared_statements WHERE name = $1",
-    )
-    .bind(name)
-    .fetch_one(&mut *connection)
-    .await
-    .expect(name);
-    let nulls = vec!["NULL"; usize::try_from(parameters).unwrap()].join(", ");
-    let explain = format!("EXPLAIN EXECUTE {name} ({})", values.unwrap_or(&nulls));
-    let lines = sqlx::raw_sql(AssertSqlSafe(explain)).fetch_all(connection).await.expect(name);
-    lines.iter().map(|line| line.get(0)).collect()
-}
-
 /// Whether the CTE locks what it reads in the order of the suites.
 fn locks_in_order(plan: &[String], cte: &str) -> bool {
     let at = plan.iter().position(|line| line.trim() == format!("CTE {cte}"));
@@ -132,35 +63,31 @@ fn locks_in_order(plan: &[String], cte: &str) -> bool {
     locks && part.any(|line| line.contains("Sort Key:") && line.contains("cipher_suite"))
 }
 
-/// The tables that a plan reads from end to end.
-fn scanned(plan: &[String]) -> impl Iterator<Item = &String> {
-    let scans = |line: &&String| line.contains("Seq Scan on ");
-    plan.iter().filter(scans).filter(|line| {
-        let table = line.split("Seq Scan on ").nth(1).and_then(|rest| rest.split(' ').next());
-        table.is_some_and(|table| TABLES.iter().any(|t| table == *t || table == "event_default"))
-    })
+/// A database with so many clients in it, and a connection to it.
+async fn filled(clients: u32) -> (World, PgConnection) {
+    let world = World::new().await;
+    let mut connection = PgConnection::connect(world.database.url()).await.unwrap();
+    for statement in FILL {
+        let statement = statement.replace("CLIENTS", &clients.to_string());
+        sqlx::raw_sql(AssertSqlSafe(statement)).execute(&mut connection).await.unwrap();
+    }
+    (world, connection)
 }
 
 #[tokio::test]
 async fn no_statement_scans_a_table_and_each_call_looks_by_key() {
-    let world = World::new().await;
-    let mut connection = PgConnection::connect(world.database.url()).await.unwrap();
-    // As the service's own connections do.
-    sqlx::raw_sql("SET enable_seqscan = off").execute(&mut connection).await.unwrap();
-    for statement in FILL {
-        sqlx::raw_sql(*statement).execute(&mut connection).await.expect(statement);
-    }
+    let (_world, mut connection) = filled(2000).await;
 
     // The check itself sees a scan where there is one.
-    let generic = "force_generic_plan";
-    let scan = ("scan", "SELECT count(*) FROM package WHERE generation = $1");
-    assert_eq!(scanned(&plan(&mut connection, generic, scan, None).await).count(), 1);
+    let scan =
+        Statement { name: "scan", text: "SELECT count(*) FROM package WHERE generation = $1" };
+    assert_eq!(scan.plan(&mut connection, For::AnyValues).await.whole_tables().len(), 1);
 
     let mut defects = Vec::new();
-    for &(name, statement) in HOT {
-        let plan = plan(&mut connection, generic, (name, statement), None).await;
-        defects.extend(scanned(&plan).map(|line| format!("{name}: {}", line.trim())));
-        let conditions: Vec<_> = plan.iter().filter(|line| line.contains("Index Cond:")).collect();
+    for statement in HOT {
+        let name = statement.name;
+        let Plan { lines, .. } = statement.plan(&mut connection, For::AnyValues).await;
+        let conditions: Vec<_> = lines.iter().filter(|line| line.contains("Index Cond:")).collect();
         assert!(!conditions.is_empty(), "{name}");
         let by_key = |line: &&&String| {
             let more = ["pool_id = ", "key_package_ref = ", "user_id = "];
@@ -169,16 +96,35 @@ async fn no_statement_scans_a_table_and_each_call_looks_by_key() {
         let others = conditions.iter().filter(|line| !by_key(line));
         defects.extend(others.map(|line| format!("{name}: {}", line.trim())));
     }
-    for &(name, statement, values) in SWEEPS {
-        let mode = "force_custom_plan";
-        let plan = plan(&mut connection, mode, (name, statement), Some(values)).await;
-        defects.extend(scanned(&plan).map(|line| format!("{name}: {}", line.trim())));
+    for plan in plans::all(&mut connection).await {
+        defects.extend(
+            plan.whole_tables()
+                .iter()
+                .map(|scan| format!("{}, {:?}: {scan}", plan.name, plan.values)),
+        );
     }
-    for &(name, cte) in COUNTS {
-        let plan = explain(&mut connection, name, None).await;
-        if !locks_in_order(&plan, cte) {
-            defects.push(format!("{name}: {cte} does not lock in order: {plan:#?}"));
+    for statement in HOT.iter().chain(SWEEPS) {
+        for (_, cte) in COUNTS.iter().filter(|(name, _)| *name == statement.name) {
+            let Plan { lines, .. } = statement.plan(&mut connection, For::Nulls).await;
+            if !locks_in_order(&lines, cte) {
+                defects
+                    .push(format!("{}: {cte} does not lock in order: {lines:#?}", statement.name));
+            }
         }
     }
     assert!(defects.is_empty(), "{defects:#?}");
+}
+
+#[tokio::test]
+async fn every_statement_reads_the_tables_in_the_same_way_however_many_clients_there_are() {
+    let scans = async |clients| {
+        let (_world, mut connection) = filled(clients).await;
+        let plans = plans::all(&mut connection).await;
+        plans.iter().map(|plan| (plan.name, plan.values, plan.scans())).collect::<Vec<_>>()
+    };
+    let (few, many) = (scans(3000).await, scans(6000).await);
+    assert_eq!(few.len(), 2 * HOT.len() + SWEEPS.len());
+    for (few, many) in few.iter().zip(&many) {
+        assert_eq!(few, many);
+    }
 }

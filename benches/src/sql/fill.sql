@@ -39,9 +39,13 @@ publish AS (
 ),
 packages AS (
     INSERT INTO package (bucket, pool_id, cipher_suite, seq, key_package_ref, key_package,
-                         not_after, capabilities, signature_key_digest, credential_digest)
+                         not_after, behind, capabilities, signature_key_digest,
+                         credential_digest)
     SELECT i.bucket, i.pool_id, 1, i.seq, i.key_package_ref, t.key_package,
-           t.not_after - i.earlier, t.capabilities, t.signature_key_digest, t.credential_digest
+           t.not_after - i.earlier,
+           row_number() OVER (PARTITION BY i.bucket, i.pool_id
+                              ORDER BY t.not_after - i.earlier DESC, i.seq DESC) - 1,
+           t.capabilities, t.signature_key_digest, t.credential_digest
     FROM item i
     JOIN bench.template t ON t.number = i.template
     WHERE i.seq > 4 AND i.seq <= $3::bigint + 4
@@ -62,6 +66,14 @@ tombstones AS (
            key_package_ref, now()
     FROM item
     WHERE seq <= 4
+),
+grants AS (
+    INSERT INTO last_resort_grant (bucket, pool_id, cipher_suite, grant_id, key_package_ref, state,
+                                   holder, group_id, expires_at)
+    SELECT bucket, pool_id, 1, pool_id, key_package_ref, 'spent', init_key_digest,
+           key_package_ref, now() + earlier
+    FROM item
+    WHERE seq = $3::bigint + 5
 ),
 draws AS (
     INSERT INTO draw (bucket, pool_id, caller, drawn_at, open, next_expiry)
