@@ -1,5 +1,6 @@
 //! The pool as a state machine on a real Postgres, below gRPC, with a clock that stands still.
 
+mod batching;
 mod concurrency;
 mod impossible_rows;
 mod interleaved_lapse;

@@ -35,6 +35,22 @@ impl Walk {
                     = (k.cipher_suite, k.seq, k.generation))";
         assert_eq!(self.world.number(unknown).await, 0);
 
+        // At least so many come after a package as it says of itself. One that ends within the
+        // hour is passed over, and not issued any more.
+        let overstated: i64 = sqlx::query_scalar(
+            "SELECT count(*) FROM package k
+             WHERE generation = 0 AND not_after >= $1 + interval '1 hour' AND behind > (
+                 SELECT count(*) FROM package x
+                 WHERE (x.bucket, x.pool_id, x.cipher_suite)
+                     = (k.bucket, k.pool_id, k.cipher_suite)
+                   AND x.generation = 0 AND (x.not_after, x.seq) > (k.not_after, k.seq))",
+        )
+        .bind(self.clock_now())
+        .fetch_one(pool)
+        .await
+        .unwrap();
+        assert_eq!(overstated, 0);
+
         // The status says what the rows say.
         for owner in &self.owners {
             let rows = sqlx::query(
