@@ -220,7 +220,7 @@ pub(crate) fn goals(rows: &[Row]) -> String {
     let row = |name: &str, connections: Option<usize>| {
         let same =
             |row: &&Row| connections.is_none_or(|connections| row.connections == connections);
-        rows.iter().filter(|row| row.name == name).filter(same).next_back()
+        rows.iter().filter(|row| row.name == name).rfind(same)
     };
     let ratio = |name, connections| row(name, connections).and_then(|row| row.ratio);
     let p99 = row("reserve_half_peak", None)

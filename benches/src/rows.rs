@@ -144,7 +144,7 @@ impl Bench<'_> {
     /// New clients with packages of their own, beside openmls's own check of the same packages on
     /// the same cores.
     async fn upload(&mut self) -> anyhow::Result<Vec<Row>> {
-        let clients = if self.arguments.quick { 20 } else { 600 };
+        let clients = if self.arguments.quick { 4 } else { 600 };
         let publishers = packages::publishers("guest-", clients, PACKAGES_A_CALL)?;
         let mut measured = BTreeMap::<usize, Rounds>::new();
         for round in 0..self.arguments.rounds() {

@@ -130,16 +130,16 @@ impl Site {
             first = last + 1;
         }
         self.fill_owners(HOT_OWNER, HOT_OWNER, HOT_PACKAGES).await?;
-        let mut statements = Vec::new();
+        self.database.run(&["VACUUM (ANALYZE)".to_owned()]).await?;
         if self.renewable {
-            let keep = |table| format!("CREATE TABLE bench.{table} AS TABLE {table}");
-            statements.extend(WRITTEN.map(keep));
             self.database.pool.execute(include_str!("sql/reference.sql")).await?;
-        }
-        statements.push("VACUUM (ANALYZE)".to_owned());
-        statements.push("CHECKPOINT".to_owned());
-        self.database.run(&statements).await?;
-        if self.renewable {
+            let mut statements = WRITTEN
+                .map(|table| format!("CREATE TABLE bench.{table} AS TABLE {table}"))
+                .to_vec();
+            statements.push("CHECKPOINT".to_owned());
+            self.database.run(&statements).await?;
+            // Both after the checkpoint: neither pays for whole pages in the WAL.
+            self.renew().await?;
             self.renew_reference().await?;
         }
         Ok(())
