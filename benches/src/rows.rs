@@ -117,7 +117,9 @@ impl Bench<'_> {
         else {
             return Ok(None);
         };
-        let best = |rates: &mut dyn Iterator<Item = f64>| rates.fold(0.0, f64::max) / 2.0;
+        // One a second is slow enough, should nothing have been answered.
+        let best =
+            |rates: &mut dyn Iterator<Item = f64>| (rates.fold(0.0, f64::max) / 2.0).max(1.0);
         let rate = best(&mut rows.iter().map(|row| row.keypool.ops_per_s));
         let reference_rate =
             best(&mut rows.iter().filter_map(|row| Some(row.reference.as_ref()?.ops_per_s)));
