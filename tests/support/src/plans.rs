@@ -26,6 +26,7 @@ pub struct Statement {
 pub const HOT: &[Statement] = statements![
     "reserve_fresh",
     "reserve",
+    "reserve_fresh",
     "spend",
     "release",
     "settle_grants",
