@@ -32,8 +32,10 @@ const HOT_OWNER: u32 = 999_999;
 const HOT_PACKAGES: i64 = 64;
 /// Owners filled in by one statement.
 const FILL_AT_ONCE: u32 = 5_000;
-/// What an owner takes on disk, with its indexes, its events and a share of the WAL, bytes.
-const OWNER_BYTES: u64 = 45_000;
+/// What an owner takes on disk, with its history, its events and all indexes, bytes: measured.
+const OWNER_BYTES: u64 = 46_000;
+/// What the WAL takes at most: Postgres's max_wal_size.
+const MAX_WAL_BYTES: u64 = 8 << 30;
 /// What Reserve, Spend and Release write to.
 const WRITTEN: [&str; 5] = ["package", "draw", "tombstone", "last_resort_grant", "event"];
 /// Clients whose real packages the fill copies.
@@ -70,7 +72,8 @@ impl Site {
         plan: &Plan<'_>,
     ) -> anyhow::Result<Self> {
         let copies = if plan.renewable { 3 } else { 1 };
-        let needed = u64::from(plan.owners) * OWNER_BYTES * copies + (2 << 30);
+        let tables = u64::from(plan.owners) * OWNER_BYTES * copies;
+        let needed = tables + tables.min(MAX_WAL_BYTES);
         let free = machine::free_bytes(postgres.folder())?;
         ensure!(
             free >= needed,
