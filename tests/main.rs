@@ -6,5 +6,6 @@ mod contract;
 mod drain;
 mod grpc;
 mod pool;
+mod transport;
 mod validation;
 mod watch;

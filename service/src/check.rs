@@ -10,7 +10,8 @@ use crate::{
 pub fn files(config: &Config) -> Vec<Finding> {
     let keys = KeySet::load(&config.auth.keys).err();
     let anchors = run::load_trust_anchors(&config.upload.trust_anchors).err();
-    [("auth.keys", keys), ("upload.trust_anchors", anchors)]
+    let tls = config.tls.as_ref().and_then(|section| run::load_tls(section).err());
+    [("auth.keys", keys), ("tls", tls), ("upload.trust_anchors", anchors)]
         .into_iter()
         .filter_map(|(key, error)| Some(Finding::new(key, format!("{:#}", error?))))
         .collect()

@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     config::{
         AuthSection, Config, DatabaseSection, Finding, Secret, ServerSection, SweeperSection,
-        UploadSection,
+        TlsSection, UploadSection,
     },
     dev::{EmbeddedPostgres, PostgresOptions},
     domain::{
@@ -32,7 +32,7 @@ use crate::{
         auth::{Authenticator, KeySet},
     },
     pool::{KeyPool, SweepPolicy, WatchLimits},
-    server::{self, ServerOptions},
+    server::{self, ConnectionLimits, ServerOptions, Tls, TlsFiles},
     store::{Store, StoreOptions},
     token::SigningKey,
 };
@@ -49,6 +49,7 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
     let stop = stop_on_signal()?;
     let clock = Arc::new(SystemClock);
     let authenticator = Authenticator::from_config(&config.auth, clock.clone())?;
+    let tls = config.tls.as_ref().map(load_tls).transpose()?;
     let store = Store::new(&store_options(&config.database), clock.clone())?;
     let pending = store.pending_migrations().await.context("cannot read the schema's version")?;
     ensure!(
@@ -59,8 +60,8 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
     let upload = upload_policy(&config.upload)?;
     let pool = KeyPool::open(store, clock, config.pool.clone(), upload).await?;
     let listener = bind(config.listen).await?;
-    tracing::info!(address = %listener.local_addr()?, "serving");
-    let options = server_options(&config.server, &config.sweeper);
+    tracing::info!(address = %listener.local_addr()?, tls = tls.is_some(), "serving");
+    let options = ServerOptions { tls, ..server_options(&config.server, &config.sweeper) };
     server::serve(listener, pool, authenticator, options, stop).await?;
     tracing::info!("stopped");
     Ok(())
@@ -175,21 +176,32 @@ fn store_options(section: &DatabaseSection) -> StoreOptions {
     }
 }
 
-fn server_options(server: &ServerSection, sweeper: &SweeperSection) -> ServerOptions {
+/// How a server behaves that is configured so, but for its certificate: it serves plaintext.
+pub fn server_options(server: &ServerSection, sweeper: &SweeperSection) -> ServerOptions {
     // Numbers and times are bounded by the configuration, so that none is out of range.
     let days = sweeper.event_retention.as_secs() / (24 * 60 * 60);
     let span = |given: Duration| time::Duration::try_from(given).unwrap_or(time::Duration::MAX);
+    let size = |given: u32| usize::try_from(given).unwrap_or(usize::MAX);
     ServerOptions {
         limits: CallLimits {
-            max_concurrent: usize::try_from(server.max_concurrent_requests).unwrap_or(usize::MAX),
+            max_concurrent: size(server.max_concurrent_requests),
             timeout: server.request_timeout,
+            max_request_bytes: size(server.max_request_bytes),
             watch: WatchLimits {
-                per_client: usize::try_from(server.max_watches_per_client).unwrap_or(usize::MAX),
+                per_client: size(server.max_watches_per_client),
                 max_age: server.max_connection_age,
             },
         },
+        connections: ConnectionLimits {
+            max_connections: size(server.max_connections),
+            max_streams: server.max_streams_per_connection,
+            max_header_bytes: server.max_header_bytes,
+            handshake_timeout: server.handshake_timeout,
+            idle_timeout: server.idle_timeout,
+            max_age: server.max_connection_age,
+        },
+        tls: None,
         drain_timeout: server.drain_timeout,
-        max_connection_age: server.max_connection_age,
         sweep: SweepPolicy {
             interval: span(sweeper.interval),
             batch: sweeper.batch,
@@ -209,6 +221,12 @@ fn upload_policy(section: &UploadSection) -> anyhow::Result<UploadPolicy> {
         trust_anchors: load_trust_anchors(&section.trust_anchors)?,
         ..UploadPolicy::default()
     })
+}
+
+/// Reads the files that `[tls]` names.
+pub(crate) fn load_tls(section: &TlsSection) -> anyhow::Result<Tls> {
+    let TlsSection { certificate, key, client_ca, reload_interval } = section.clone();
+    Tls::load(TlsFiles { certificate, key, client_ca }, reload_interval)
 }
 
 /// Reads the CA certificates of PEM files.

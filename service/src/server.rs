@@ -1,5 +1,9 @@
 //! The server: the ordered stack on one screen, health, graceful shutdown.
 
+mod calls;
+mod connections;
+mod tls;
+
 use std::{sync::Arc, time::Duration};
 
 use anyhow::Context as _;
@@ -7,18 +11,18 @@ use http::{HeaderName, Request};
 use keypool_proto::{FILE_DESCRIPTOR_SET, v1::key_package_service_server::KeyPackageServiceServer};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
-use tonic::{
-    service::interceptor::InterceptedService,
-    transport::{Server, server::TcpIncoming},
-};
+use tonic::service::{Routes, interceptor::InterceptedService};
 use tonic_health::server::HealthReporter;
-use tower::util::MapResponseLayer;
+use tower::{ServiceBuilder, util::MapResponseLayer};
 use tower_http::request_id::{MakeRequestUuid, PropagateRequestIdLayer, SetRequestIdLayer};
 use tower_http::trace::TraceLayer;
 
+pub use connections::ConnectionLimits;
+pub use tls::{Tls, TlsFiles};
+
 use crate::{
     domain::error::Error,
-    grpc::{self, CallLimits, GrpcService, admit, auth::Authenticator},
+    grpc::{self, CallLimits, DeadlineLayer, GrpcService, admit, auth::Authenticator},
     pool::{KeyPool, SweepPolicy},
     store::Store,
 };
@@ -38,11 +42,12 @@ type Service = KeyPackageServiceServer<GrpcService>;
 pub struct ServerOptions {
     /// What bounds the calls.
     pub limits: CallLimits,
+    /// What bounds the connections.
+    pub connections: ConnectionLimits,
+    /// The certificate to serve TLS with; without, it is plaintext.
+    pub tls: Option<Tls>,
     /// How long calls in flight may take to finish once the server is told to stop.
     pub drain_timeout: Duration,
-    /// A connection is closed after about this time, so that a rollout and the balancing of load
-    /// reach it.
-    pub max_connection_age: Duration,
     /// How the sweeper works.
     pub sweep: SweepPolicy,
 }
@@ -61,22 +66,27 @@ pub async fn serve(
     let (health, health_service) = tonic_health::server::health_reporter();
     health.set_not_serving::<Service>().await; // until the database has answered
     let service = Service::new(GrpcService::new(pool.clone(), options.limits, stop.clone()))
-        .max_decoding_message_size(grpc::MAX_REQUEST_BYTES);
+        .max_decoding_message_size(options.limits.max_request_bytes);
     let background = tokio::spawn(watch_health(health, pool.store().clone(), stop.clone()));
     let sweeper = tokio::spawn({
         let (pool, policy, stop) = (pool.clone(), options.sweep.clone(), stop.clone());
         async move { pool.run_sweeper(policy, stop).await }
     });
-
     let watching = tokio::spawn({
         let (pool, stop) = (pool.clone(), stop.clone());
         async move { pool.run_watch(stop).await }
     });
+    let certificates = tokio::spawn({
+        let (tls, stop) = (options.tls.clone(), stop.clone());
+        async move {
+            if let Some(tls) = tls {
+                tls.follow(stop).await;
+            }
+        }
+    });
 
-    let serving = Server::builder()
-        .max_connection_age(options.max_connection_age)
-        .http2_keepalive_interval(Some(Duration::from_secs(30)))
-        .http2_keepalive_timeout(Some(Duration::from_secs(20)))
+    let max_request_bytes = options.limits.max_request_bytes;
+    let stack = ServiceBuilder::new()
         .layer(SetRequestIdLayer::new(REQUEST_ID, MakeRequestUuid))
         .layer(
             TraceLayer::new_for_grpc()
@@ -88,23 +98,29 @@ pub async fn serve(
                 .on_failure(()),
         )
         .layer(PropagateRequestIdLayer::new(REQUEST_ID))
-        .layer(MapResponseLayer::new(grpc::explain_unread))
-        .add_service(reflection_v1()?)
-        .add_service(reflection_v1alpha()?)
-        .add_service(health_service)
-        .add_service(InterceptedService::new(service, admit(Arc::new(authenticator), stop.clone())))
-        .serve_with_incoming_shutdown(
-            TcpIncoming::from(listener).with_nodelay(Some(true)),
-            stop.clone().cancelled_owned(),
+        .layer(MapResponseLayer::new(move |response| {
+            grpc::explain_unread(response, max_request_bytes)
+        }))
+        .layer(DeadlineLayer::new(options.limits.timeout))
+        .service(
+            Routes::new(reflection_v1()?)
+                .add_service(reflection_v1alpha()?)
+                .add_service(health_service)
+                .add_service(InterceptedService::new(
+                    service,
+                    admit(Arc::new(authenticator), stop.clone()),
+                ))
+                .prepare(),
         );
+    let serving =
+        connections::serve(listener, options.tls, options.connections, stack, stop.clone());
     let whole = async {
-        let served = serving.await.context("the server failed");
-        stop.cancel();
-        for task in [background, sweeper, watching] {
+        serving.await;
+        for task in [background, sweeper, watching, certificates] {
             task.await.context("a background task failed")?;
         }
         pool.store().close().await;
-        served
+        Ok(())
     };
     // All of it has to end in time: closing waits for the statement of every call.
     let drained = async {

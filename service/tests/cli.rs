@@ -55,11 +55,19 @@ fn error(run: &Output) -> &str {
     line
 }
 
-/// A folder with `key.pem` and `auth.pub.pem`.
+/// A folder with `key.pem`, and with the files that the sample names.
 fn folder_with(pair: &Pair) -> TempDir {
     let folder = TempDir::new().unwrap();
     fs::write(folder.path().join("key.pem"), &pair.private).unwrap();
     fs::write(folder.path().join("auth.pub.pem"), &pair.public).unwrap();
+    let key = KeyPair::generate().unwrap();
+    let certificate = CertificateParams::default().self_signed(&key).unwrap();
+    for (name, tag, der) in [
+        ("tls.key", "PRIVATE KEY", key.serialize_der()),
+        ("tls.crt", "CERTIFICATE", certificate.der().to_vec()),
+    ] {
+        fs::write(folder.path().join(name), pem::encode(&pem::Pem::new(tag, der))).unwrap();
+    }
     folder
 }
 

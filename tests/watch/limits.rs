@@ -108,7 +108,7 @@ async fn a_connection_ends_when_it_is_old() {
     const PING: u8 = 6;
     let replicas = replicas().await;
     let mut options = usual();
-    options.max_connection_age = Duration::from_millis(50);
+    options.connections.max_age = Duration::from_millis(50);
     let here = replicas.serve_with(options).await;
     let mut connection = TcpStream::connect(here.address).await.unwrap();
     connection.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await.unwrap();

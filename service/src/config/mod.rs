@@ -11,6 +11,7 @@ mod sections;
 mod source;
 #[cfg(test)]
 mod tests;
+mod tls;
 
 use std::{ffi::OsString, fmt, fs, net::SocketAddr, path::Path};
 
@@ -19,6 +20,7 @@ pub use packages::UploadSection;
 pub use secret::Secret;
 pub use sections::{AuthSection, LogFormat, LogSection, ServerSection, SweeperSection};
 use source::Source;
+pub use tls::TlsSection;
 
 use crate::domain::policy::PoolPolicy;
 
@@ -86,6 +88,8 @@ pub struct Config {
     pub sweeper: SweeperSection,
     /// `[server]`
     pub server: ServerSection,
+    /// `[tls]`; none where `server.plaintext` is true.
+    pub tls: Option<TlsSection>,
     /// `[log]`
     pub log: LogSection,
 }
@@ -138,12 +142,15 @@ impl Config {
         let (database, auth) = (DatabaseSection::read(source), AuthSection::read(source));
         let pool = packages::read_pool(source);
         let upload = UploadSection::read(source);
+        let server = ServerSection::read(source);
+        let tls = TlsSection::read(source, server.plaintext);
         let config = Self {
             listen: listen.unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 50051))),
             pool,
             upload,
             sweeper: SweeperSection::read(source),
-            server: ServerSection::read(source),
+            server,
+            tls,
             log: LogSection::read(source),
             database: database?,
             auth: auth?,

@@ -99,14 +99,32 @@ pub struct ServerSection {
     pub drain_timeout: Duration,
     /// `max_concurrent_requests`: calls beyond it are refused as OVERLOADED. Default 1024.
     pub max_concurrent_requests: u32,
-    /// `request_timeout`: a call that takes longer is given up. Default 10s.
+    /// `request_timeout`: a call may take this long to arrive, and as long again to be answered.
+    /// Default 10s.
     pub request_timeout: Duration,
+    /// `max_request_bytes`: the message of a request may be this large. Default 4 MiB: 100
+    /// packages of 20 KiB, or a Reserve with 1,000 long ids, with room.
+    pub max_request_bytes: u32,
+    /// `max_header_bytes`: the headers of a call may be this large, as HTTP/2 counts it. Default
+    /// 16 KiB.
+    pub max_header_bytes: u32,
+    /// `max_connections`: one more is closed at once. Default 16384.
+    pub max_connections: u32,
+    /// `max_streams_per_connection`: how many calls and streams one connection may carry at
+    /// once. Default 256.
+    pub max_streams_per_connection: u32,
+    /// `handshake_timeout`: how long a TLS handshake may take. Default 10s.
+    pub handshake_timeout: Duration,
+    /// `idle_timeout`: a connection that carries no call for this long is closed. Default 5m.
+    pub idle_timeout: Duration,
     /// `max_connection_age`: connections and streams are closed after about this time, so that
     /// clients find new replicas. Default 30m.
     pub max_connection_age: Duration,
     /// `max_watches_per_client`: how many WatchPoolStatus streams one client may hold on a
     /// replica. Default 4.
     pub max_watches_per_client: u32,
+    /// `plaintext`: serve without TLS; `[tls]` must be left out. Default false.
+    pub plaintext: bool,
 }
 
 impl Default for ServerSection {
@@ -115,8 +133,15 @@ impl Default for ServerSection {
             drain_timeout: 25 * SECOND,
             max_concurrent_requests: 1024,
             request_timeout: 10 * SECOND,
+            max_request_bytes: 4 * 1024 * 1024,
+            max_header_bytes: 16 * 1024,
+            max_connections: 16_384,
+            max_streams_per_connection: 256,
+            handshake_timeout: 10 * SECOND,
+            idle_timeout: 5 * MINUTE,
             max_connection_age: 30 * MINUTE,
             max_watches_per_client: 4,
+            plaintext: false,
         }
     }
 }
@@ -140,6 +165,36 @@ impl ServerSection {
                 default.request_timeout,
                 MILLISECOND..=10 * MINUTE,
             ),
+            max_request_bytes: source.number(
+                "server.max_request_bytes",
+                default.max_request_bytes,
+                64 * 1024..=64 * 1024 * 1024,
+            ),
+            max_header_bytes: source.number(
+                "server.max_header_bytes",
+                default.max_header_bytes,
+                1024..=1024 * 1024,
+            ),
+            max_connections: source.number(
+                "server.max_connections",
+                default.max_connections,
+                1..=1_000_000,
+            ),
+            max_streams_per_connection: source.number(
+                "server.max_streams_per_connection",
+                default.max_streams_per_connection,
+                1..=100_000,
+            ),
+            handshake_timeout: source.duration(
+                "server.handshake_timeout",
+                default.handshake_timeout,
+                MILLISECOND..=MINUTE,
+            ),
+            idle_timeout: source.duration(
+                "server.idle_timeout",
+                default.idle_timeout,
+                MILLISECOND..=7 * DAY,
+            ),
             max_connection_age: source.duration(
                 "server.max_connection_age",
                 default.max_connection_age,
@@ -150,6 +205,9 @@ impl ServerSection {
                 default.max_watches_per_client,
                 1..=1000,
             ),
+            plaintext: source
+                .read("server.plaintext", |given| given.boolean())
+                .unwrap_or(default.plaintext),
         }
     }
 }

@@ -11,6 +11,9 @@ const REQUIRED: &str = r#"
     [auth]
     keys = ["auth.pub.pem"]
     audience = "keypool"
+    [tls]
+    certificate = "tls.crt"
+    key = "tls.key"
 "#;
 
 const PASSWORD: &str = "hunter2";
@@ -123,6 +126,7 @@ fn the_environment_alone_can_be_enough() {
         ("KEYPOOL_DATABASE__URL", "postgres://localhost/keypool"),
         ("KEYPOOL_AUTH__KEYS", "auth.pub.pem"),
         ("KEYPOOL_AUTH__AUDIENCE", "keypool"),
+        ("KEYPOOL_SERVER__PLAINTEXT", "true"),
     ]);
     assert_eq!(Config::parse("", variables).unwrap().auth.leeway, Duration::from_secs(30));
 }
@@ -196,6 +200,15 @@ fn each_bad_value_is_named_with_its_reason() {
         ("[upload]", "trust_anchors = [1]", "must be a text, not empty"),
         ("[sweeper]", "batch = 0", "must be 1 to 10000"),
         ("[server]", "request_timeout = \"4s\"", "must not exceed server.request_timeout"),
+        ("[server]", "plaintext = true", "excludes tls.certificate and tls.key"),
+        ("[server]", "plaintext = \"yes\"", "must be true or false"),
+        ("[server]", "max_request_bytes = 65535", "must be 65536 to 67108864"),
+        ("[server]", "max_header_bytes = 1023", "must be 1024 to 1048576"),
+        ("[server]", "max_connections = 0", "must be 1 to 1000000"),
+        ("[server]", "max_streams_per_connection = 0", "must be 1 to 100000"),
+        ("[server]", "handshake_timeout = \"0s\"", "must be 1ms to 1m"),
+        ("[server]", "idle_timeout = \"0s\"", "must be 1ms to"),
+        ("[tls]", "reload_interval = \"1ms\"", "must be 10ms to 1h"),
         ("[log]", "format = \"xml\"", "must be \"text\" or \"json\""),
         ("[log]", "filter = \"a=b=c\"", "must be levels"),
         ("[log]", "filter = \"keypool=loud\"", "must be levels"),
@@ -209,6 +222,29 @@ fn each_bad_value_is_named_with_its_reason() {
 }
 
 #[test]
+fn plaintext_is_said_in_words_and_a_certificate_comes_with_its_key() {
+    let file = |rest: &str| format!("{}{rest}", REQUIRED.split("[tls]").next().unwrap());
+    let found = problems(parse(&file("")));
+    assert!(found.starts_with("tls: needs a certificate and a key; or say server.plaintext"));
+    for (rest, problem) in [
+        ("[server]\nplaintext = false", "tls: needs"),
+        ("[tls]\nreload_interval = \"5s\"", "tls: needs"),
+        ("[tls]\ncertificate = \"a\"", "tls.key: is required with tls.certificate"),
+        ("[tls]\nkey = \"a\"", "tls.certificate: is required with tls.key"),
+        (
+            "[server]\nplaintext = true\n[tls]\nclient_ca = \"a\"",
+            "tls.client_ca: needs tls.certificate and tls.key",
+        ),
+    ] {
+        let found = problems(parse(&file(rest)));
+        assert!(found.starts_with(problem) && found.lines().count() == 1, "{rest}: {found}");
+    }
+    assert_eq!(parse(&file("[server]\nplaintext = true")).unwrap().tls, None);
+    let tls = parse(REQUIRED).unwrap().tls.unwrap();
+    assert_eq!((tls.certificate, tls.key), ("tls.crt".into(), "tls.key".into()));
+}
+
+#[test]
 fn all_problems_are_told_at_once() {
     let found = problems(parse("listen = 1\n[pool]\ntarget = 0\n[log]\nsize = 1"));
     for subject in [
@@ -217,11 +253,12 @@ fn all_problems_are_told_at_once() {
         "auth.keys: ",
         "auth.audience: ",
         "pool.target: ",
+        "tls: needs",
         "log.size: ",
     ] {
         assert!(found.contains(subject), "{found}");
     }
-    assert_eq!(found.lines().count(), 6, "{found}");
+    assert_eq!(found.lines().count(), 7, "{found}");
     // The default stands in for a wrong target; it is not held against another key.
     let found = problems(parse(&with("[pool]", "target = \"x\"\nlow_watermark = 40")));
     assert_eq!(found, "pool.target: must be a whole number");

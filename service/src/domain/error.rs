@@ -83,6 +83,9 @@ pub enum Error {
     /// This replica is shutting down.
     #[error("this replica is shutting down")]
     ShuttingDown,
+    /// The caller's deadline passed, or its request took too long to arrive.
+    #[error("the deadline of the call has passed")]
+    DeadlineExceeded,
     /// A fault of keypool itself.
     #[error("internal error")]
     Internal(#[source] anyhow::Error),

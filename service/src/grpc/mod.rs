@@ -2,7 +2,9 @@
 
 pub mod auth;
 mod convert;
+mod deadline;
 mod service;
 pub mod status;
 
-pub use service::{CallLimits, GrpcService, MAX_REQUEST_BYTES, admit, explain_unread};
+pub use deadline::DeadlineLayer;
+pub use service::{CallLimits, GrpcService, admit, explain_unread};

@@ -7,6 +7,7 @@ use keypool_proto::v1::{self, key_package_service_server::KeyPackageService};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Request, Response, Status};
+use tracing::Span;
 
 use super::{
     auth::{Authenticator, Caller, Scope},
@@ -17,16 +18,15 @@ use crate::{
     pool::{KeyPool, WatchLimits},
 };
 
-/// The largest request: 100 packages of 20 KiB, or a Reserve with 1,000 long ids, with room.
-pub const MAX_REQUEST_BYTES: usize = 4 * 1024 * 1024;
-
 /// What bounds the calls.
 #[derive(Debug, Clone, Copy)]
 pub struct CallLimits {
     /// How many calls are worked on at once; one more is turned away.
     pub max_concurrent: usize,
-    /// How long one call may take.
+    /// How long a call may take to arrive, and as long again to be answered.
     pub timeout: Duration,
+    /// The size of the message of a request.
+    pub max_request_bytes: usize,
     /// What bounds the streams.
     pub watch: WatchLimits,
 }
@@ -53,6 +53,7 @@ impl GrpcService {
         scopes: &[Scope],
         work: impl AsyncFnOnce(&KeyPool, &Caller, Q) -> Result<A, Error>,
     ) -> Result<Response<A>, Status> {
+        let unfinished = Unfinished(Some(Span::current()));
         let call = async {
             let caller = allowed(&request, scopes)?;
             let _place = self.places.try_acquire().map_err(|_| Error::Overloaded)?;
@@ -65,7 +66,26 @@ impl GrpcService {
             Ok(answer) => answer,
             Err(_) => Err(self.pool.store().why_late().await),
         };
+        unfinished.finished();
         answer.map(Response::new).map_err(|error| refuse(&error))
+    }
+}
+
+/// Logs that a call was dropped before it was done. What it had in the database by then is as if
+/// its answer had been lost: a repeat with the same `request_id` finds it.
+struct Unfinished(Option<Span>);
+
+impl Unfinished {
+    fn finished(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Unfinished {
+    fn drop(&mut self) {
+        if let Some(span) = self.0.take() {
+            span.in_scope(|| tracing::info!("call given up: cancelled, or past its deadline"));
+        }
     }
 }
 
@@ -98,7 +118,10 @@ pub fn admit(
 
 /// Gives the answers that tonic makes to a message it cannot read the form of all others: they
 /// carry no details, and blame the server for what does not decode.
-pub fn explain_unread<B: Default>(response: http::Response<B>) -> http::Response<B> {
+pub fn explain_unread<B: Default>(
+    response: http::Response<B>,
+    max_request_bytes: usize,
+) -> http::Response<B> {
     let headers = response.headers();
     if !headers.contains_key(Status::GRPC_STATUS)
         || headers.contains_key(Status::GRPC_STATUS_DETAILS)
@@ -106,7 +129,7 @@ pub fn explain_unread<B: Default>(response: http::Response<B>) -> http::Response
         return response;
     }
     let problem = match Status::from_header_map(headers).map(|status| status.code()) {
-        Some(Code::OutOfRange) => format!("must have at most {MAX_REQUEST_BYTES} bytes"),
+        Some(Code::OutOfRange) => format!("must have at most {max_request_bytes} bytes"),
         Some(Code::Internal) => "must be the protobuf encoding of the request".to_owned(),
         _ => return response,
     };
@@ -115,7 +138,7 @@ pub fn explain_unread<B: Default>(response: http::Response<B>) -> http::Response
 }
 
 /// The answer to a failed call. The one place that logs it.
-fn refuse(error: &Error) -> Status {
+pub(super) fn refuse(error: &Error) -> Status {
     let (code, reason) = status::code_and_reason(error);
     let reason = reason.wire_name();
     match error {

@@ -39,6 +39,7 @@ pub fn code_and_reason(error: &Error) -> (Code, ErrorReason) {
         Error::Overloaded => (Code::ResourceExhausted, ErrorReason::Overloaded),
         Error::StoreUnavailable(_) => (Code::Unavailable, ErrorReason::StoreUnavailable),
         Error::ShuttingDown => (Code::Unavailable, ErrorReason::ShuttingDown),
+        Error::DeadlineExceeded => (Code::DeadlineExceeded, ErrorReason::DeadlineExceeded),
         Error::Internal(_) => (Code::Internal, ErrorReason::Internal),
     }
 }

@@ -63,8 +63,8 @@ impl Arguments {
             }
         }
         ensure!(read.streams > 0, "--streams must be at least 1");
-        // The server lets one connection have 200 streams.
-        ensure!((1..=200).contains(&read.per_connection), "--per-connection must be 1 to 200");
+        // The server lets one connection have 256 streams.
+        ensure!((1..=256).contains(&read.per_connection), "--per-connection must be 1 to 256");
         Ok(read)
     }
 }

@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration as StdDuration};
 
 use keypool_client::Client;
 use keypool_service::{
-    config::AuthSection,
+    config::{AuthSection, ServerSection, SweeperSection},
     domain::{
         capabilities::Capabilities,
         clock::{Clock, ManualClock, SystemClock},
@@ -22,6 +22,7 @@ use keypool_service::{
         KeyPool, Reservation, ReserveRequest, SweepPolicy, SweepReport, Target, UploadMode,
         UploadOutcome, UploadResult, WatchLimits,
     },
+    run::server_options,
     server::{self, ServerOptions},
     store::{MIGRATOR, Store, StoreOptions},
     token::{SigningKey, TokenRequest},
@@ -266,15 +267,17 @@ impl Served {
         let section = AuthSection::for_audience("keypool");
         let authenticator =
             Authenticator::new(keys.expect("keys"), &section, Arc::new(SystemClock));
+        let default = server_options(&ServerSection::default(), &SweeperSection::default());
         let options = ServerOptions {
             limits: CallLimits {
                 max_concurrent: 100,
                 timeout: PATIENCE,
                 watch: WatchLimits { per_client: 1, max_age: PATIENCE },
+                ..default.limits
             },
             drain_timeout: PATIENCE,
-            max_connection_age: PATIENCE,
             sweep: SweepPolicy { interval: Duration::DAY, ..SweepPolicy::default() },
+            ..default
         };
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let uri = format!("http://{}", listener.local_addr().expect("an address"));

@@ -5,19 +5,17 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 use anyhow::Context as _;
 use keypool_client::Client;
 use keypool_service::{
-    config::{AuthSection, DatabaseSection, Secret, ServerSection},
+    config::{AuthSection, DatabaseSection, Secret, ServerSection, SweeperSection},
     domain::{
         clock::{Clock as _, SystemClock},
         ids::{ClientId, ClientKey, UserId},
         key_package::UploadPolicy,
         policy::PoolPolicy,
     },
-    grpc::{
-        CallLimits,
-        auth::{Authenticator, KeySet, Scope},
-    },
-    pool::{KeyPool, SweepPolicy, WatchLimits},
-    server::{self, ServerOptions},
+    grpc::auth::{Authenticator, KeySet, Scope},
+    pool::KeyPool,
+    run::server_options,
+    server,
     store::{Store, StoreOptions},
     token::{SigningKey, TokenRequest},
 };
@@ -73,20 +71,7 @@ impl Replicas {
             clock.clone(),
         )?;
         let pool = KeyPool::open(store, clock, policy.clone(), UploadPolicy::default()).await?;
-        let bounds = ServerSection::default();
-        let options = ServerOptions {
-            limits: CallLimits {
-                max_concurrent: bounds.max_concurrent_requests.try_into()?,
-                timeout: bounds.request_timeout,
-                watch: WatchLimits {
-                    per_client: bounds.max_watches_per_client.try_into()?,
-                    max_age: bounds.max_connection_age,
-                },
-            },
-            drain_timeout: bounds.drain_timeout,
-            max_connection_age: bounds.max_connection_age,
-            sweep: SweepPolicy::default(),
-        };
+        let options = server_options(&ServerSection::default(), &SweeperSection::default());
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         self.addresses.push(listener.local_addr()?);
         self.serving.spawn(server::serve(

@@ -30,7 +30,7 @@ use tempfile::TempDir;
 use tokio::process::{Child, Command};
 use tonic::{
     Request,
-    transport::{Channel, Endpoint},
+    transport::{Channel, ClientTlsConfig, Endpoint},
 };
 use tonic_health::pb::{
     HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
@@ -186,7 +186,8 @@ impl ConfigFile {
             .text("listen", "127.0.0.1:0")
             .text("database.url", url)
             .set("auth.keys", format!("[{key:?}]"))
-            .text("auth.audience", "keypool");
+            .text("auth.audience", "keypool")
+            .set("server.plaintext", true);
         keys.extend(options.0.clone());
         let lines: String = keys.iter().map(|(key, value)| format!("{key} = {value}\n")).collect();
         fs::write(folder.path().join("keypool.toml"), lines).expect("a configuration file");
@@ -211,6 +212,7 @@ pub struct Server {
     child: Child,
     address: SocketAddr,
     config: ConfigFile,
+    tls: Option<ClientTlsConfig>,
 }
 
 impl Server {
@@ -219,8 +221,22 @@ impl Server {
         Self::on(database.url(), options).await
     }
 
+    /// Starts a server on `database` that serves TLS, which its clients take part in as `tls` says.
+    pub async fn start_with_tls(
+        database: &TestDatabase,
+        options: &ServerOptions,
+        tls: ClientTlsConfig,
+    ) -> Self {
+        let options = options.clone().set("server.plaintext", false);
+        Self::launch(database.url(), &options, Some(tls)).await
+    }
+
     /// Starts a server on the database at `url`.
     pub async fn on(url: &str, options: &ServerOptions) -> Self {
+        Self::launch(url, options, None).await
+    }
+
+    async fn launch(url: &str, options: &ServerOptions, tls: Option<ClientTlsConfig>) -> Self {
         let config = ConfigFile::new(url, options);
         let log = File::create(config.folder.path().join("log")).expect("a log file");
         let child = config
@@ -229,7 +245,7 @@ impl Server {
             .stderr(log)
             .spawn()
             .expect("keypool starts");
-        let mut server = Self { child, address: ([127, 0, 0, 1], 0).into(), config };
+        let mut server = Self { child, address: ([127, 0, 0, 1], 0).into(), config, tls };
         server.address = server.listening().await;
         server.healthy().await;
         server
@@ -275,7 +291,8 @@ impl Server {
 
     /// Where it listens, for a client.
     pub fn uri(&self) -> String {
-        format!("http://{}", self.address)
+        let scheme = if self.tls.is_some() { "https" } else { "http" };
+        format!("{scheme}://{}", self.address)
     }
 
     /// The process.
@@ -300,8 +317,22 @@ impl Server {
 
     /// A new connection.
     pub async fn channel(&self) -> Channel {
-        let endpoint = Endpoint::from_shared(self.uri()).expect("a URI");
-        endpoint.connect().await.expect("a connection")
+        self.channel_with(self.tls.clone()).await.expect("a connection")
+    }
+
+    /// A new connection, over TLS as `tls` says.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub async fn channel_with(
+        &self,
+        tls: Option<ClientTlsConfig>,
+    ) -> Result<Channel, tonic::transport::Error> {
+        let mut endpoint = Endpoint::from_shared(self.uri()).expect("a URI");
+        if let Some(tls) = tls {
+            endpoint = endpoint.tls_config(tls)?;
+        }
+        endpoint.connect().await
     }
 
     /// The generated client, on a new connection.

@@ -5,7 +5,7 @@ use std::{future::Future, net::SocketAddr, pin::Pin, sync::Arc, time::Duration};
 use futures_util::{Stream, StreamExt as _, stream};
 use keypool_client::{Client, Error, Reserve, v1};
 use keypool_service::{
-    config::AuthSection,
+    config::{AuthSection, ServerSection, SweeperSection},
     domain::{
         clock::ManualClock,
         ids::{ClientId, ClientKey, UserId},
@@ -17,7 +17,8 @@ use keypool_service::{
         auth::{Authenticator, KeySet, Scope},
     },
     pool::{KeyPool, SweepPolicy, WatchLimits},
-    server::{ServerOptions, serve},
+    run::server_options,
+    server::{ConnectionLimits, ServerOptions, serve},
     store::{MIGRATOR, Store, StoreOptions},
     token::{SigningKey, TokenRequest},
 };
@@ -175,15 +176,18 @@ impl Replica {
 /// Bounds that no test meets by accident.
 pub fn usual() -> ServerOptions {
     let hour = Duration::from_secs(3600);
+    let default = server_options(&ServerSection::default(), &SweeperSection::default());
     ServerOptions {
         limits: CallLimits {
             max_concurrent: 1024,
             timeout: PATIENCE,
             watch: WatchLimits { per_client: 4, max_age: hour },
+            ..default.limits
         },
         drain_timeout: PATIENCE,
-        max_connection_age: hour,
+        connections: ConnectionLimits { max_age: hour, ..default.connections },
         sweep: SweepPolicy { interval: time::Duration::hours(24), ..SweepPolicy::default() },
+        tls: None,
     }
 }
 
