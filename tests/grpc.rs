@@ -90,7 +90,7 @@ async fn counts(client: &Client) -> v1::CipherSuiteStatus {
 #[track_caller]
 fn rejection<T: std::fmt::Debug>(answer: Result<T, Error>) -> Rejection {
     match answer {
-        Err(Error::Rejected(rejection)) => *rejection,
-        other => panic!("not refused: {other:?}"),
+        Err(error) => error.rejection().expect("a refusal").clone(),
+        Ok(answer) => panic!("not refused: {answer:?}"),
     }
 }

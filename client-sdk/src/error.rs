@@ -7,15 +7,70 @@ use tonic_types::StatusExt as _;
 /// Any error, for those that come from outside keypool.
 pub type BoxError = Box<dyn StdError + Send + Sync>;
 
-/// Why a call did not give what was asked.
+/// Why a call did not give what was asked: one variant for each reason that a program would act
+/// on; the rest is [`Error::Rejected`], to be told apart by its code.
 ///
-/// After [`Error::DeadlineExceeded`] and [`Error::Transport`] the call may have taken effect or
-/// not. Every call is safe to repeat, [`Client::reserve`](crate::Client::reserve) with the same
-/// [`Reserve`](crate::Reserve).
+/// What [`is_transient`](Self::is_transient) was repeated already, as far as the deadline and the
+/// retry budget let it. After [`Error::DeadlineExceeded`] and [`Error::Transport`] the call may
+/// have taken effect or not. Every call is safe to repeat,
+/// [`Client::reserve`](crate::Client::reserve) with the same [`Reserve`](crate::Reserve).
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// The server, or a proxy before it, refused the call, and says why.
+    /// The token is missing, does not verify, or lacks a claim: sign in again.
+    #[error(transparent)]
+    TokenInvalid(Box<Rejection>),
+
+    /// The token has expired, and its provider has no newer one: sign in again.
+    #[error(transparent)]
+    TokenExpired(Box<Rejection>),
+
+    /// The token lacks the scope of this call; the rejection's metadata has `scope`.
+    #[error(transparent)]
+    ScopeMissing(Box<Rejection>),
+
+    /// The pool belongs to someone else.
+    #[error(transparent)]
+    NotYourPool(Box<Rejection>),
+
+    /// No package is left, or there is no such user or client: try later, or invite without them.
+    #[error(transparent)]
+    PoolExhausted(Box<Rejection>),
+
+    /// No package of this cipher suite with these capabilities.
+    #[error(transparent)]
+    NoCompatibleKeyPackage(Box<Rejection>),
+
+    /// The caller holds its fair share of this pool: spend or release first.
+    #[error(transparent)]
+    Quota(Box<Rejection>),
+
+    /// No such reservation of this caller.
+    #[error(transparent)]
+    ReservationUnknown(Box<Rejection>),
+
+    /// The reservation lapsed, and its package is gone or someone else's.
+    #[error(transparent)]
+    ReservationLost(Box<Rejection>),
+
+    /// The reservation was released, or spent, before.
+    #[error(transparent)]
+    ReservationNotHeld(Box<Rejection>),
+
+    /// This caller calls too often: come back after [`Error::retry_after`].
+    #[error(transparent)]
+    RateLimited(Box<Rejection>),
+
+    /// The server sheds load: come back after [`Error::retry_after`].
+    #[error(transparent)]
+    Overloaded(Box<Rejection>),
+
+    /// The server, its database or a proxy before it does not serve now: come back later.
+    #[error(transparent)]
+    Unavailable(Box<Rejection>),
+
+    /// The server, or a proxy before it, refused the call for a reason that only people can act
+    /// on, or that this build does not know: go by the rejection's code.
     #[error(transparent)]
     Rejected(Box<Rejection>),
 
@@ -82,9 +137,56 @@ impl Error {
     /// The server's refusal; `None` when the server did not answer.
     pub fn rejection(&self) -> Option<&Rejection> {
         match self {
-            Self::Rejected(rejection) => Some(rejection),
-            _ => None,
+            Self::TokenInvalid(rejection)
+            | Self::TokenExpired(rejection)
+            | Self::ScopeMissing(rejection)
+            | Self::NotYourPool(rejection)
+            | Self::PoolExhausted(rejection)
+            | Self::NoCompatibleKeyPackage(rejection)
+            | Self::Quota(rejection)
+            | Self::ReservationUnknown(rejection)
+            | Self::ReservationLost(rejection)
+            | Self::ReservationNotHeld(rejection)
+            | Self::RateLimited(rejection)
+            | Self::Overloaded(rejection)
+            | Self::Unavailable(rejection)
+            | Self::Rejected(rejection) => Some(rejection),
+            Self::DeadlineExceeded | Self::Transport(_) | Self::Token(_) | Self::Config(_) => None,
         }
+    }
+
+    /// Whether the same call may well succeed later.
+    pub fn is_transient(&self) -> bool {
+        matches!(
+            self,
+            Self::RateLimited(_)
+                | Self::Overloaded(_)
+                | Self::Unavailable(_)
+                | Self::DeadlineExceeded
+                | Self::Transport(_)
+        )
+    }
+}
+
+impl From<Rejection> for Error {
+    fn from(rejection: Rejection) -> Self {
+        let variant = match (rejection.reason, rejection.code) {
+            (Some(ErrorReason::TokenMissing | ErrorReason::TokenInvalid), _) => Self::TokenInvalid,
+            (Some(ErrorReason::TokenExpired), _) => Self::TokenExpired,
+            (Some(ErrorReason::ScopeMissing), _) => Self::ScopeMissing,
+            (Some(ErrorReason::NotYourPool), _) => Self::NotYourPool,
+            (Some(ErrorReason::PoolExhausted), _) => Self::PoolExhausted,
+            (Some(ErrorReason::NoCompatibleKeyPackage), _) => Self::NoCompatibleKeyPackage,
+            (Some(ErrorReason::Quota), _) => Self::Quota,
+            (Some(ErrorReason::ReservationUnknown), _) => Self::ReservationUnknown,
+            (Some(ErrorReason::ReservationLost), _) => Self::ReservationLost,
+            (Some(ErrorReason::ReservationNotHeld), _) => Self::ReservationNotHeld,
+            (Some(ErrorReason::RateLimited), _) => Self::RateLimited,
+            (Some(ErrorReason::Overloaded), _) => Self::Overloaded,
+            (_, Code::Unavailable) => Self::Unavailable,
+            _ => Self::Rejected,
+        };
+        variant(Box::new(rejection))
     }
 }
 
@@ -107,7 +209,7 @@ impl From<Status> for Error {
         if rejection.code == Code::DeadlineExceeded && rejection.reason_name.is_none() {
             return Self::DeadlineExceeded;
         }
-        Self::Rejected(Box::new(rejection))
+        rejection.into()
     }
 }
 

@@ -27,7 +27,7 @@ fn all() -> v1::ListPoolEventsRequest {
 fn refused<T: std::fmt::Debug>(answer: Result<T, Error>, reason: ErrorReason) -> Vec<String> {
     let error = answer.unwrap_err();
     assert_eq!(error.reason(), Some(reason), "{error:?}");
-    let Error::Rejected(rejection) = error else { panic!("{error:?}") };
+    let rejection = error.rejection().expect("a refusal");
     rejection.field_violations.iter().map(|violation| violation.field.clone()).collect()
 }
 

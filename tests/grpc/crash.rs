@@ -5,7 +5,7 @@ use std::{
     sync::{Arc, Mutex},
 };
 
-use keypool_client::v1::{ErrorReason, Reservation};
+use keypool_client::v1::Reservation;
 use keypool_testing::server::until;
 
 use super::*;
@@ -38,10 +38,7 @@ async fn reserve_on(alice: Client, answered: Arc<Mutex<Vec<Reservation>>>) -> Op
                 let reservation = answer.results[0].reservation().unwrap().clone();
                 answered.lock().unwrap().push(reservation);
             }
-            Err(Error::Rejected(refused)) => {
-                assert_eq!(refused.reason, Some(ErrorReason::PoolExhausted));
-                return None;
-            }
+            Err(Error::PoolExhausted(_)) => return None,
             Err(_) => return Some(request),
         }
     }

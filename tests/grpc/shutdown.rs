@@ -15,7 +15,7 @@ pub(super) async fn refused_while_stopping() -> Rejection {
     let mut server = Server::start(&database, &options()).await;
     let proxy = Proxy::to(server.target()).await;
     let uri = format!("http://{}", proxy.address());
-    let client = Client::connect(uri, token("bob", "phone")).await.unwrap();
+    let client = Client::builder(uri, token("bob", "phone")).retries(0).connect().await.unwrap();
     client.pool_status().await.unwrap();
     proxy.hold_answers();
     server.signal("TERM");

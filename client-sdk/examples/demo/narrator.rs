@@ -21,13 +21,15 @@ pub(crate) fn refused<T>(result: Result<T, Error>, promised: ErrorReason) -> Res
     let promised_name = promised.wire_name();
     match result {
         Ok(_) => bail!("this should have been refused with {promised_name}"),
-        Err(Error::Rejected(rejection)) if rejection.reason == Some(promised) => {
-            tell(&format!("Refused with {promised_name}: {}", rejection.message));
-            Ok(())
-        }
-        Err(error) => {
-            Err(error).context(format!("this should have been refused with {promised_name}"))
-        }
+        Err(error) => match error.rejection().filter(|it| it.reason == Some(promised)) {
+            Some(rejection) => {
+                tell(&format!("Refused with {promised_name}: {}", rejection.message));
+                Ok(())
+            }
+            None => {
+                Err(error).context(format!("this should have been refused with {promised_name}"))
+            }
+        },
     }
 }
 

@@ -19,7 +19,7 @@ fn status(code: Code, reason: &str, domain: &str) -> Status {
 
 async fn error_of(status: Status) -> Error {
     let fake = Fake::start(Behaviour::Fail(status)).await;
-    fake.builder().connect().await.unwrap().pool_status().await.unwrap_err()
+    fake.builder().retries(0).connect().await.unwrap().pool_status().await.unwrap_err()
 }
 
 async fn rejection_of(status: Status) -> Rejection {
@@ -29,7 +29,7 @@ async fn rejection_of(status: Status) -> Rejection {
 #[tokio::test]
 async fn every_reason_arrives_by_name() {
     let fake = Fake::serving().await;
-    let client = fake.builder().connect().await.unwrap();
+    let client = fake.builder().retries(0).connect().await.unwrap();
     let mut reasons = 0;
     for number in 1.. {
         let Ok(reason) = ErrorReason::try_from(number) else { break };
@@ -43,6 +43,38 @@ async fn every_reason_arrives_by_name() {
         reasons += 1;
     }
     assert!(reasons >= 20);
+}
+
+/// What a program would act on has a variant, and nothing else has.
+#[tokio::test]
+async fn each_reason_to_act_on_is_an_error_of_its_own() {
+    use ErrorReason as R;
+    for number in 1.. {
+        let Ok(reason) = R::try_from(number) else { break };
+        let code = match reason {
+            R::StoreUnavailable | R::ShuttingDown => Code::Unavailable,
+            _ => Code::FailedPrecondition,
+        };
+        let error = error_of(status(code, reason.wire_name(), "keypool.v1")).await;
+        let fits = match reason {
+            R::TokenMissing | R::TokenInvalid => matches!(error, Error::TokenInvalid(_)),
+            R::TokenExpired => matches!(error, Error::TokenExpired(_)),
+            R::ScopeMissing => matches!(error, Error::ScopeMissing(_)),
+            R::NotYourPool => matches!(error, Error::NotYourPool(_)),
+            R::PoolExhausted => matches!(error, Error::PoolExhausted(_)),
+            R::NoCompatibleKeyPackage => matches!(error, Error::NoCompatibleKeyPackage(_)),
+            R::Quota => matches!(error, Error::Quota(_)),
+            R::ReservationUnknown => matches!(error, Error::ReservationUnknown(_)),
+            R::ReservationLost => matches!(error, Error::ReservationLost(_)),
+            R::ReservationNotHeld => matches!(error, Error::ReservationNotHeld(_)),
+            R::RateLimited => matches!(error, Error::RateLimited(_)),
+            R::Overloaded => matches!(error, Error::Overloaded(_)),
+            R::StoreUnavailable | R::ShuttingDown => matches!(error, Error::Unavailable(_)),
+            _ => matches!(error, Error::Rejected(_)),
+        };
+        assert!(fits, "{reason:?}: {error:?}");
+        assert_eq!(error.reason(), Some(reason));
+    }
 }
 
 #[tokio::test]
@@ -107,7 +139,7 @@ async fn a_server_that_is_not_there_is_a_transport_error() {
     drop(listener);
     let error = Client::connect(url.clone(), "token").await.unwrap_err();
     assert!(matches!(error, Error::Transport(_)), "{error:?}");
-    let lazy = Client::builder(url, "token").connect_lazy().unwrap();
+    let lazy = Client::builder(url, "token").retries(0).connect_lazy().unwrap();
     let error = lazy.pool_status().await.unwrap_err();
     assert!(matches!(error, Error::Transport(_)), "{error:?}");
 }
@@ -126,7 +158,7 @@ async fn a_connection_that_breaks_during_a_call_is_a_transport_error() {
         }
         listener
     });
-    let client = Client::builder(url, "token").connect_lazy().unwrap();
+    let client = Client::builder(url, "token").retries(0).connect_lazy().unwrap();
     let error = client.pool_status().await.unwrap_err();
     assert!(matches!(error, Error::Transport(_)), "{error:?}");
     // The same client connects again once it can.
@@ -196,8 +228,7 @@ async fn no_usable_token_means_no_call() {
 
 #[tokio::test]
 async fn an_address_that_will_not_do_is_a_config_error() {
-    for address in ["", "127.0.0.1:50051", "https://127.0.0.1:50051", "http://", "ftp://host", "\n"]
-    {
+    for address in ["", "127.0.0.1:50051", "http://", "ftp://host", "\n"] {
         let error = Client::builder(address, "token").connect_lazy().unwrap_err();
         assert!(matches!(error, Error::Config(_)), "{address:?}: {error:?}");
     }

@@ -1,6 +1,7 @@
 //! A server that answers as it is told, over real tonic and a real socket.
 
 use std::{
+    collections::VecDeque,
     net::SocketAddr,
     sync::{Arc, Mutex},
 };
@@ -10,7 +11,7 @@ use tokio::{net::TcpListener, task::JoinHandle};
 use tonic::{
     Request, Response, Status,
     metadata::MetadataMap,
-    transport::{Server, server::TcpIncoming},
+    transport::{Server, ServerTlsConfig, server::TcpIncoming},
 };
 use v1::key_package_service_server::{KeyPackageService, KeyPackageServiceServer};
 
@@ -44,6 +45,10 @@ pub(crate) enum Asked {
 #[derive(Clone)]
 struct Service {
     behaviour: Arc<Mutex<Behaviour>>,
+    /// What comes first, each for one call.
+    first: Arc<Mutex<VecDeque<Behaviour>>>,
+    /// How a stream of states ends.
+    stream_end: Arc<Mutex<Status>>,
     asked: Arc<Mutex<Vec<(MetadataMap, Asked)>>>,
 }
 
@@ -60,12 +65,26 @@ impl Fake {
     }
 
     pub(crate) fn start_on(listener: TcpListener, behaviour: Behaviour) -> Self {
+        Self::start_with(Server::builder(), listener, behaviour)
+    }
+
+    pub(crate) async fn with_tls(tls: ServerTlsConfig) -> Self {
+        let server = Server::builder().tls_config(tls).unwrap();
+        Self::start_with(server, TcpListener::bind("127.0.0.1:0").await.unwrap(), SERVE)
+    }
+
+    fn start_with(mut server: Server, listener: TcpListener, behaviour: Behaviour) -> Self {
         let address = listener.local_addr().unwrap();
-        let service = Service { behaviour: Arc::new(Mutex::new(behaviour)), asked: Arc::default() };
-        let server = KeyPackageServiceServer::new(service.clone());
+        let service = Service {
+            behaviour: Arc::new(Mutex::new(behaviour)),
+            first: Arc::default(),
+            stream_end: Arc::new(Mutex::new(Status::unavailable("stopping"))),
+            asked: Arc::default(),
+        };
+        let grpc = KeyPackageServiceServer::new(service.clone());
         let task = tokio::spawn(async move {
-            Server::builder()
-                .add_service(server)
+            server
+                .add_service(grpc)
                 .serve_with_incoming(TcpIncoming::from(listener))
                 .await
                 .unwrap();
@@ -79,6 +98,19 @@ impl Fake {
 
     pub(crate) fn behave(&self, behaviour: Behaviour) {
         *self.service.behaviour.lock().unwrap() = behaviour;
+    }
+
+    /// Behaves like this first, each for one call.
+    pub(crate) fn behave_first(&self, behaviours: impl IntoIterator<Item = Behaviour>) {
+        self.service.first.lock().unwrap().extend(behaviours);
+    }
+
+    pub(crate) fn end_streams_with(&self, status: Status) {
+        *self.service.stream_end.lock().unwrap() = status;
+    }
+
+    pub(crate) fn port(&self) -> u16 {
+        self.address.port()
     }
 
     pub(crate) fn asked(&self) -> Vec<Asked> {
@@ -114,7 +146,8 @@ impl Service {
     ) -> Result<Response<A>, Status> {
         let (metadata, _, message) = request.into_parts();
         self.asked.lock().unwrap().push((metadata, asked(message)));
-        let behaviour = self.behaviour.lock().unwrap().clone();
+        let first = self.first.lock().unwrap().pop_front();
+        let behaviour = first.unwrap_or_else(|| self.behaviour.lock().unwrap().clone());
         match behaviour {
             Behaviour::Serve { packages, package_bytes } => {
                 Ok(Response::new(answer(packages, package_bytes)))
@@ -177,14 +210,15 @@ impl KeyPackageService for Service {
     type WatchPoolStatusStream =
         futures_util::stream::Iter<std::vec::IntoIter<Result<v1::PoolStatus, Status>>>;
 
-    /// As many states as there are packages, and then the server is about to stop.
+    /// As many states as there are packages, and then the end.
     async fn watch_pool_status(
         &self,
         request: Request<v1::WatchPoolStatusRequest>,
     ) -> Result<Response<Self::WatchPoolStatusStream>, Status> {
+        let end = self.stream_end.lock().unwrap().clone();
         let answer = |packages, _| {
             let mut states = vec![Ok(v1::PoolStatus::default()); packages];
-            states.push(Err(Status::unavailable("stopping")));
+            states.push(Err(end));
             futures_util::stream::iter(states)
         };
         self.serve(request, |_| Asked::Watch, answer).await

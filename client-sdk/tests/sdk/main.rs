@@ -2,6 +2,10 @@
 //! it works with keypool itself is tested where keypool is.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
 
+mod balance;
 mod calls;
 mod errors;
 mod fake;
+mod retries;
+mod tls;
+mod tokens;

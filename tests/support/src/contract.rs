@@ -297,7 +297,7 @@ impl Served {
             key_id: None,
         };
         let token = self.key.mint(&request, SystemClock.now()).expect("a token");
-        Client::connect(&self.uri, token).await.expect("a connection")
+        Client::builder(&self.uri, token).retries(0).connect().await.expect("a connection")
     }
 }
 

@@ -99,7 +99,7 @@ impl Replicas {
         };
         let token = self.key.mint(&request, SystemClock.now())?;
         let address = self.addresses.get(replica).context("no such replica")?;
-        Ok(Client::connect(format!("http://{address}"), token).await?)
+        Ok(Client::builder(format!("http://{address}"), token).retries(0).connect().await?)
     }
 
     /// Stops the servers once their calls are done.

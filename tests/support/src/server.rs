@@ -340,9 +340,10 @@ impl Server {
         KeyPackageServiceClient::new(self.channel().await)
     }
 
-    /// The SDK's client, on a new connection, with all scopes.
+    /// The SDK's client, on a new connection, with all scopes. It repeats no call by itself.
     pub async fn client(&self, user_id: &str, client_id: &str) -> Client {
-        Client::connect(self.uri(), token(user_id, client_id)).await.expect("a connection")
+        let builder = Client::builder(self.uri(), token(user_id, client_id)).retries(0);
+        builder.connect().await.expect("a connection")
     }
 
     /// Sends a signal, as `kill -s NAME` does.

@@ -134,7 +134,7 @@ impl Replicas {
     /// A connection to a replica as this client.
     pub async fn client(&self, replica: &Replica, owner: &ClientKey) -> Client {
         let uri = format!("http://{}", replica.address);
-        let builder = Client::builder(uri, self.token(owner)).deadline(PATIENCE);
+        let builder = Client::builder(uri, self.token(owner)).deadline(PATIENCE).retries(0);
         builder.connect().await.expect("a connection")
     }
 
