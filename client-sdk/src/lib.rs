@@ -4,6 +4,7 @@ mod builder;
 mod client;
 mod endpoints;
 mod error;
+mod metadata;
 mod reserve;
 mod resolve;
 mod retry;
@@ -17,11 +18,19 @@ pub use keypool_proto::v1;
 pub use tonic::Code;
 pub use uuid::Uuid;
 
+#[cfg(feature = "sqlite")]
+pub use crate::metadata::SqliteMetadataStore;
 pub use crate::{
     builder::Builder,
     client::Client,
     error::{BoxError, Error, FieldViolation, Rejection},
+    metadata::{
+        InvitationRecord, InvitationState, MemoryMetadataStore, MetadataError, MetadataStore,
+        PackageRecord, PackageState, ReservationRecord,
+    },
     reserve::Reserve,
     tls::Tls,
     token::TokenSource,
 };
+#[cfg(feature = "sqlite")]
+pub use rusqlite;

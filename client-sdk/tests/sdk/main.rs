@@ -6,6 +6,8 @@ mod balance;
 mod calls;
 mod errors;
 mod fake;
+#[cfg(feature = "sqlite")]
+mod metadata;
 mod retries;
 mod tls;
 mod tokens;
