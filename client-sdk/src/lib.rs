@@ -2,19 +2,27 @@
 
 mod builder;
 mod client;
+mod clock;
 mod endpoints;
 mod error;
+mod invitation;
+mod invite;
+mod journal;
 mod metadata;
+mod recover;
 mod reserve;
 mod resolve;
 mod retry;
 mod tls;
 mod token;
 mod transport;
+mod verify;
 
 pub use bytes::Bytes;
 /// The messages of the contract, as the calls answer them.
 pub use keypool_proto::v1;
+/// The version of openmls whose types are in this API.
+pub use openmls;
 pub use tonic::Code;
 pub use uuid::Uuid;
 
@@ -24,13 +32,18 @@ pub use crate::{
     builder::Builder,
     client::Client,
     error::{BoxError, Error, FieldViolation, Rejection},
+    invitation::{AddError, AddMessages, Invitation, Invitee, Missing, MissingReason, Settlement},
+    invite::{InviteError, Invites},
+    journal::Lost,
     metadata::{
         InvitationRecord, InvitationState, MemoryMetadataStore, MetadataError, MetadataStore,
         PackageRecord, PackageState, ReservationRecord,
     },
+    recover::{CommitOutcome, OpenCommit, Recovery},
     reserve::Reserve,
     tls::Tls,
     token::TokenSource,
+    verify::{CredentialCheck, Presented, Refusal, basic_credential_names_user},
 };
 #[cfg(feature = "sqlite")]
 pub use rusqlite;

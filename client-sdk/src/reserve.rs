@@ -1,7 +1,8 @@
-use std::{fmt, time::Duration};
+use std::{collections::HashSet, fmt, time::Duration};
 
 use bytes::Bytes;
 use keypool_proto::v1;
+use openmls::prelude::{MlsGroup, SignaturePublicKey};
 use uuid::Uuid;
 
 /// What an adder asks for: one KeyPackage for each client of each target user.
@@ -19,18 +20,45 @@ use uuid::Uuid;
 /// ```
 #[derive(Clone, PartialEq)]
 #[must_use = "a Reserve does nothing until a Client sends it"]
-pub struct Reserve(v1::ReserveKeyPackagesRequest);
+pub struct Reserve {
+    message: v1::ReserveKeyPackagesRequest,
+    /// Signature keys of those who are in the group, who are not to be added again.
+    members: HashSet<Vec<u8>>,
+}
 
 impl Reserve {
     /// Asks for packages for the MLS group `group_id` (1 to 255 bytes), which uses
     /// `cipher_suite` (RFC 9420, section 17.1; openmls's `Ciphersuite` will do).
     pub fn new(group_id: impl Into<Bytes>, cipher_suite: impl Into<u16>) -> Self {
-        Self(v1::ReserveKeyPackagesRequest {
+        Self::of(v1::ReserveKeyPackagesRequest {
             request_id: Uuid::new_v4().to_string(),
             group_id: group_id.into(),
             cipher_suite: cipher_suite.into().into(),
             ..Default::default()
         })
+    }
+
+    /// Asks for packages that can be added to this group: of its cipher suite, with the
+    /// capabilities that it requires (RFC 9420, section 11.1). [`Invites`](crate::Invites) leaves
+    /// out clients that are in it already.
+    pub fn for_group(group: &MlsGroup) -> Self {
+        let reserve = Self::new(group.group_id().to_vec(), group.ciphersuite());
+        let members = group.members().map(|member| member.signature_key).collect();
+        let reserve = Self { members, ..reserve };
+        let Some(required) = group.extensions().required_capabilities() else { return reserve };
+        reserve.required_capabilities(v1::RequiredCapabilities {
+            extension_types: numbers(required.extension_types()),
+            proposal_types: numbers(required.proposal_types()),
+            credential_types: numbers(required.credential_types()),
+        })
+    }
+
+    pub(crate) fn of(message: v1::ReserveKeyPackagesRequest) -> Self {
+        Self { message, members: HashSet::new() }
+    }
+
+    pub(crate) fn is_member(&self, key: &SignaturePublicKey) -> bool {
+        self.members.contains(key.as_slice())
     }
 
     /// Adds every client of a user that has a pool. Name a user once, up to 100 of them.
@@ -44,7 +72,7 @@ impl Reserve {
         user_id: impl Into<String>,
         client_ids: impl IntoIterator<Item = C>,
     ) -> Self {
-        self.0.targets.push(v1::Target {
+        self.message.targets.push(v1::Target {
             user_id: user_id.into(),
             client_ids: client_ids.into_iter().map(Into::into).collect(),
         });
@@ -53,7 +81,7 @@ impl Reserve {
 
     /// Only takes packages whose leaf node can do this (RFC 9420, section 11.1).
     pub fn required_capabilities(mut self, required: v1::RequiredCapabilities) -> Self {
-        self.0.required_capabilities = Some(required);
+        self.message.required_capabilities = Some(required);
         self
     }
 
@@ -62,31 +90,31 @@ impl Reserve {
         // The most a google.protobuf.Duration may say: 10,000 years.
         let longest = prost_types::Duration { seconds: 315_576_000_000, nanos: 0 };
         let ttl = prost_types::Duration::try_from(ttl).unwrap_or(longest);
-        self.0.ttl = Some(if ttl.seconds < longest.seconds { ttl } else { longest });
+        self.message.ttl = Some(if ttl.seconds < longest.seconds { ttl } else { longest });
         self
     }
 
     /// Takes no last resort package (RFC 9420, section 16.8) where no one-time one is left.
     pub fn forbid_last_resort(mut self) -> Self {
-        self.0.last_resort = v1::LastResort::Forbid.into();
+        self.message.last_resort = v1::LastResort::Forbid.into();
         self
     }
 
     /// Reserves nothing, and fails, unless every client can be served.
     pub fn all_or_nothing(mut self) -> Self {
-        self.0.all_or_nothing = true;
+        self.message.all_or_nothing = true;
         self
     }
 
     /// Sets the request_id, to repeat a request that an earlier process made.
     pub fn request_id(mut self, request_id: Uuid) -> Self {
-        self.0.request_id = request_id.to_string();
+        self.message.request_id = request_id.to_string();
         self
     }
 
     /// The message as it is sent.
     pub fn message(&self) -> &v1::ReserveKeyPackagesRequest {
-        &self.0
+        &self.message
     }
 }
 
@@ -94,9 +122,13 @@ impl Reserve {
 impl fmt::Debug for Reserve {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Reserve")
-            .field("request_id", &self.0.request_id)
-            .field("cipher_suite", &self.0.cipher_suite)
-            .field("targets", &self.0.targets.len())
+            .field("request_id", &self.message.request_id)
+            .field("cipher_suite", &self.message.cipher_suite)
+            .field("targets", &self.message.targets.len())
             .finish_non_exhaustive()
     }
+}
+
+fn numbers<T: Copy + Into<u16>>(types: &[T]) -> Vec<u32> {
+    types.iter().map(|&it| it.into().into()).collect()
 }

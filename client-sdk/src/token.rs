@@ -10,7 +10,10 @@ use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use tokio::sync::Mutex;
 use tonic::metadata::{Ascii, MetadataValue};
 
-use crate::error::{BoxError, Error};
+use crate::{
+    clock::now,
+    error::{BoxError, Error},
+};
 
 /// A token is replaced this long before its end, or a fifth of its life before when that is less.
 const MARGIN: Duration = Duration::from_secs(60);
@@ -61,6 +64,8 @@ impl TokenSource {
     /// `exp` claim names (a minute before, or a fifth of its life when that is less), and once
     /// more when the server says that it has expired. A token that is no JWT with an `exp` is
     /// asked for before every call. Clones share the token.
+    ///
+    /// The end is compared with this device's clock; one that is wrong costs a call more.
     ///
     /// The provider runs within the call's deadline. Its error becomes [`Error::Token`], unless
     /// the token before is still good.
@@ -133,13 +138,6 @@ fn expiry(token: &str) -> Option<SystemTime> {
     let payload = URL_SAFE_NO_PAD.decode(token.split('.').nth(1)?).ok()?;
     let Claims { exp } = serde_json::from_slice(&payload).ok()?;
     SystemTime::UNIX_EPOCH.checked_add(Duration::try_from_secs_f64(exp).ok()?)
-}
-
-/// A token's end is a date, so this one place needs the date of this device. When its clock is
-/// wrong, the server's TOKEN_EXPIRED still brings a new token.
-#[allow(clippy::disallowed_methods, reason = "the server's clock does not rule here")]
-fn now() -> SystemTime {
-    SystemTime::now()
 }
 
 impl fmt::Debug for TokenSource {

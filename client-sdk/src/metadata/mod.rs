@@ -144,6 +144,9 @@ pub struct InvitationRecord {
     pub group_id: Bytes,
     /// The group's cipher suite (RFC 9420, section 17.1).
     pub cipher_suite: u16,
+    /// The `ReserveKeyPackagesRequest` as it is sent, to send it again when the answer was lost;
+    /// empty after [`InvitationState::Reserving`].
+    pub request: Bytes,
     /// What was reserved; empty in [`InvitationState::Reserving`].
     pub reservations: Vec<ReservationRecord>,
     /// How far it has come.

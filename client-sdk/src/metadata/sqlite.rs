@@ -45,6 +45,7 @@ CREATE TABLE IF NOT EXISTS keypool_invitation (
     commit_epoch INTEGER,
     created_at INTEGER NOT NULL CHECK (created_at >= 0),
     expires_at INTEGER NOT NULL CHECK (expires_at >= 0),
+    request BLOB NOT NULL,
     CHECK ((state = 'commit_pending') = (commit_epoch IS NOT NULL))
 ) STRICT, WITHOUT ROWID;
 
@@ -205,7 +206,8 @@ impl MetadataStore for SqliteMetadataStore {
                 InvitationState::Releasing => ("releasing", None),
             };
             transaction.execute(
-                "INSERT OR REPLACE INTO keypool_invitation VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+                "INSERT OR REPLACE INTO keypool_invitation
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
                 params![
                     id,
                     record.group_id.as_ref(),
@@ -215,6 +217,7 @@ impl MetadataStore for SqliteMetadataStore {
                     epoch.map(u64::cast_signed),
                     seconds(record.created_at),
                     seconds(record.expires_at),
+                    record.request.as_ref(),
                 ],
             )?;
             transaction.execute(
@@ -275,7 +278,8 @@ fn invitation(
     let id = invitation_id.as_bytes();
     let entry = transaction
         .prepare_cached(
-            "SELECT group_id, cipher_suite, state, commit_epoch, created_at, expires_at
+            "SELECT group_id, cipher_suite, state, commit_epoch, created_at, expires_at,
+                        request
              FROM keypool_invitation WHERE invitation_id = ?1",
         )?
         .query_row([id], |row| entry(row, invitation_id))
@@ -311,6 +315,7 @@ fn entry(row: &Row<'_>, invitation_id: Uuid) -> rusqlite::Result<InvitationRecor
         state,
         created_at: row.get(4)?,
         expires_at: row.get(5)?,
+        request: bytes(row, 6)?,
     })
 }
 

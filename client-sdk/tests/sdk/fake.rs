@@ -26,6 +26,9 @@ pub(crate) enum Behaviour {
     Hang,
 }
 
+type Refuse = dyn Fn(&Asked) -> Option<Status> + Send;
+type Answer = dyn Fn(&v1::ReserveKeyPackagesRequest) -> Vec<v1::ReserveResult> + Send;
+
 /// Answers with one small package.
 pub(crate) const SERVE: Behaviour = Behaviour::Serve { packages: 1, package_bytes: 300 };
 
@@ -50,6 +53,10 @@ struct Service {
     /// How a stream of states ends.
     stream_end: Arc<Mutex<Status>>,
     asked: Arc<Mutex<Vec<(MetadataMap, Asked)>>>,
+    /// What is refused besides.
+    refuse: Arc<Mutex<Option<Box<Refuse>>>>,
+    /// How a Reserve is answered instead.
+    reserved: Arc<Mutex<Option<Box<Answer>>>>,
 }
 
 /// A running server; stops when dropped.
@@ -80,6 +87,8 @@ impl Fake {
             first: Arc::default(),
             stream_end: Arc::new(Mutex::new(Status::unavailable("stopping"))),
             asked: Arc::default(),
+            refuse: Arc::default(),
+            reserved: Arc::default(),
         };
         let grpc = KeyPackageServiceServer::new(service.clone());
         let task = tokio::spawn(async move {
@@ -107,6 +116,18 @@ impl Fake {
 
     pub(crate) fn end_streams_with(&self, status: Status) {
         *self.service.stream_end.lock().unwrap() = status;
+    }
+
+    pub(crate) fn refuse_when(&self, refuse: impl Fn(&Asked) -> Option<Status> + Send + 'static) {
+        *self.service.refuse.lock().unwrap() = Some(Box::new(refuse));
+    }
+
+    /// Answers each Reserve like this, while it behaves well.
+    pub(crate) fn reserve_with(
+        &self,
+        answer: impl Fn(&v1::ReserveKeyPackagesRequest) -> Vec<v1::ReserveResult> + Send + 'static,
+    ) {
+        *self.service.reserved.lock().unwrap() = Some(Box::new(answer));
     }
 
     pub(crate) fn port(&self) -> u16 {
@@ -138,6 +159,10 @@ impl Drop for Fake {
 }
 
 impl Service {
+    fn results(&self, request: &v1::ReserveKeyPackagesRequest) -> Option<Vec<v1::ReserveResult>> {
+        self.reserved.lock().unwrap().as_ref().map(|answer| answer(request))
+    }
+
     async fn serve<Q, A>(
         &self,
         request: Request<Q>,
@@ -145,7 +170,11 @@ impl Service {
         answer: impl FnOnce(usize, usize) -> A,
     ) -> Result<Response<A>, Status> {
         let (metadata, _, message) = request.into_parts();
-        self.asked.lock().unwrap().push((metadata, asked(message)));
+        let asked = asked(message);
+        self.asked.lock().unwrap().push((metadata, asked.clone()));
+        if let Some(status) = self.refuse.lock().unwrap().as_ref().and_then(|it| it(&asked)) {
+            return Err(status);
+        }
         let first = self.first.lock().unwrap().pop_front();
         let behaviour = first.unwrap_or_else(|| self.behaviour.lock().unwrap().clone());
         match behaviour {
@@ -171,7 +200,11 @@ impl KeyPackageService for Service {
         &self,
         request: Request<v1::ReserveKeyPackagesRequest>,
     ) -> Result<Response<v1::ReserveKeyPackagesResponse>, Status> {
+        let results = self.results(request.get_ref());
         let answer = |packages, package_bytes| {
+            if let Some(results) = results {
+                return v1::ReserveKeyPackagesResponse { results };
+            }
             let reservation = v1::Reservation {
                 reservation_id: "r".into(),
                 key_package: vec![7; package_bytes].into(),

@@ -4,8 +4,11 @@
 
 mod balance;
 mod calls;
+mod device;
 mod errors;
 mod fake;
+mod invite;
+mod lies;
 #[cfg(feature = "sqlite")]
 mod metadata;
 mod retries;

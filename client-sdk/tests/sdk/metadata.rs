@@ -28,6 +28,7 @@ fn invitation(created_at: u64, state: InvitationState, reservations: usize) -> I
         invitation_id: Uuid::new_v4(),
         group_id: vec![0, 255].into(),
         cipher_suite: 1,
+        request: vec![0, 1, 255].into(),
         // Not in the order of their ids: theirs is that of the request.
         reservations: (0..reservations).rev().map(|n| reservation(n.try_into().unwrap())).collect(),
         state,

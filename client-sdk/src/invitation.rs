@@ -1,0 +1,312 @@
+use std::{fmt, sync::Arc, time::Duration, time::SystemTime};
+
+use bytes::Bytes;
+use keypool_proto::v1::UnavailableReason;
+use openmls::{
+    group::AddMembersError,
+    prelude::{KeyPackage, MlsGroup, MlsMessageOut, group_info::GroupInfo},
+    storage::OpenMlsProvider,
+};
+use openmls_traits::signatures::Signer;
+
+use crate::{
+    InvitationRecord, InvitationState, InviteError, MetadataError, Refusal,
+    journal::{Journal, Lost, Verb},
+};
+
+/// Validated KeyPackages that are held for one Commit, and who gave none.
+///
+/// It has to be settled: [`spend`](Self::spend) it once the Commit was accepted,
+/// [`release`](Self::release) it otherwise. One that is dropped is released in the background,
+/// unless [`add_to`](Self::add_to) or [`committing`](Self::committing) was called: whether its Commit
+/// was accepted is then asked by [`Invites::recover`](crate::Invites::recover). Until it is settled
+/// the journal knows of it, so a crash loses nothing.
+#[must_use = "an Invitation has to be spent or released"]
+pub struct Invitation {
+    journal: Arc<Journal>,
+    group_id: Bytes,
+    invitees: Vec<Invitee>,
+    missing: Vec<Missing>,
+    /// One for each Reserve that has something to settle.
+    records: Vec<InvitationRecord>,
+}
+
+/// A client that can be added.
+#[non_exhaustive]
+pub struct Invitee {
+    /// The user.
+    pub user_id: String,
+    /// The client.
+    pub client_id: String,
+    /// The package, validated.
+    pub key_package: KeyPackage,
+    /// Its KeyPackageRef (RFC 9420, section 5.2).
+    pub key_package_ref: Bytes,
+    /// Whether others may hold the package too (RFC 9420, section 16.8).
+    pub last_resort: bool,
+}
+
+/// A client that gave no package.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct Missing {
+    /// The user.
+    pub user_id: String,
+    /// The client; empty when a user has none to reserve from.
+    pub client_id: String,
+    /// Why.
+    pub reason: MissingReason,
+}
+
+/// Why a client gave no package.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum MissingReason {
+    /// No package is left. An unknown user or client answers the same.
+    #[error("no package is left")]
+    PoolExhausted,
+    /// The client has packages, but none of the group's cipher suite and required capabilities.
+    #[error("no package fits the group")]
+    NoCompatibleKeyPackage,
+    /// The caller holds its fair share of this client's pool.
+    #[error("the caller holds its fair share")]
+    Quota,
+    /// The package that the server handed out must not be used. Its reservation is released.
+    #[error("its package was refused: {0}")]
+    Refused(Refusal),
+    /// The client is in the group already. Its reservation is released.
+    #[error("it is in the group already")]
+    AlreadyMember,
+    /// The server gave no answer for this user, or a reason that this build does not know.
+    #[error("the server did not answer for it")]
+    Unanswered,
+}
+
+/// What became of spent reservations.
+#[derive(Debug, Default)]
+#[non_exhaustive]
+pub struct Settlement {
+    /// How many are recorded as spent.
+    pub spent: usize,
+    /// Those that had lapsed, their package gone. Nothing is left to do for them: the Commit holds,
+    /// though the package may be used twice.
+    pub lost: Vec<Lost>,
+}
+
+/// What to send after [`Invitation::add_to`].
+#[non_exhaustive]
+pub struct AddMessages {
+    /// For the Delivery Service, and through it the members: the Commit.
+    pub commit: MlsMessageOut,
+    /// For those who were added, once the Commit was accepted: the Welcome.
+    pub welcome: MlsMessageOut,
+    /// The GroupInfo, when the group's configuration asks for one.
+    pub group_info: Option<GroupInfo>,
+}
+
+/// Why no Commit was made. The invitation is as it was.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum AddError<StorageError: std::error::Error> {
+    /// The packages were reserved for another group.
+    #[error("the packages were reserved for another group")]
+    OtherGroup,
+    /// The journal cannot be written.
+    #[error(transparent)]
+    Journal(#[from] MetadataError),
+    /// OpenMLS made no Commit, for one because nobody could be invited.
+    #[error("OpenMLS made no Commit: {0}")]
+    Mls(#[source] AddMembersError<StorageError>),
+}
+
+impl Invitation {
+    pub(crate) fn new(journal: Arc<Journal>, group_id: Bytes) -> Self {
+        let (invitees, missing, records) = Default::default();
+        Self { journal, group_id, invitees, missing, records }
+    }
+
+    pub(crate) fn track(&mut self, record: InvitationRecord) {
+        self.records.push(record);
+    }
+
+    pub(crate) fn track_last(&mut self) -> Option<&mut InvitationRecord> {
+        self.records.last_mut()
+    }
+
+    pub(crate) fn untrack_last(&mut self) -> Option<InvitationRecord> {
+        self.records.pop()
+    }
+
+    pub(crate) fn extend(&mut self, invitees: Vec<Invitee>, missing: Vec<Missing>) {
+        self.invitees.extend(invitees);
+        self.missing.extend(missing);
+    }
+
+    pub(crate) fn take_missing(&mut self) -> Vec<Missing> {
+        std::mem::take(&mut self.missing)
+    }
+
+    /// Who can be added.
+    pub fn invitees(&self) -> &[Invitee] {
+        &self.invitees
+    }
+
+    /// Who gave no package, and why.
+    pub fn missing(&self) -> &[Missing] {
+        &self.missing
+    }
+
+    /// The packages of all [`invitees`](Self::invitees).
+    pub fn key_packages(&self) -> impl Iterator<Item = &KeyPackage> {
+        self.invitees.iter().map(|invitee| &invitee.key_package)
+    }
+
+    /// When the first reservation lapses; `None` when nothing is held. Spending later may still
+    /// succeed, but until then nobody else gets a package of these.
+    pub fn expires_at(&self) -> Option<SystemTime> {
+        let first = self.records.iter().map(|record| record.expires_at).min()?;
+        SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(first))
+    }
+
+    /// Commits the addition of all [`invitees`](Self::invitees). Send the Commit; when it is
+    /// accepted, merge it, send the Welcome, and [`spend`](Self::spend) this. When it is not,
+    /// clear the pending commit and [`release`](Self::release) this.
+    ///
+    /// # Errors
+    /// [`AddError`]; nothing has changed then.
+    pub fn add_to<P: OpenMlsProvider>(
+        &mut self,
+        group: &mut MlsGroup,
+        provider: &P,
+        signer: &impl Signer,
+    ) -> Result<AddMessages, AddError<P::StorageError>> {
+        if group.group_id().as_slice() != self.group_id {
+            return Err(AddError::OtherGroup);
+        }
+        let packages: Vec<_> = self.key_packages().cloned().collect();
+        // First, as after a crash a Commit that the journal does not know would be sent, and its
+        // packages issued again.
+        self.committing(group.epoch().as_u64())?;
+        match group.add_members(provider, signer, &packages) {
+            Ok((commit, welcome, group_info)) => Ok(AddMessages { commit, welcome, group_info }),
+            Err(error) => {
+                self.advance(InvitationState::Reserved)?;
+                Err(AddError::Mls(error))
+            }
+        }
+    }
+
+    /// Notes that a Commit with these packages is about to be made, in this epoch of the group. For
+    /// applications that do not use [`add_to`](Self::add_to): before the Commit is made.
+    ///
+    /// # Errors
+    /// When the journal cannot be written; do not send the Commit then.
+    pub fn committing(&mut self, epoch: u64) -> Result<(), MetadataError> {
+        self.advance(InvitationState::CommitPending { epoch })
+    }
+
+    /// Settles, after the Commit was accepted.
+    ///
+    /// # Errors
+    /// When the server cannot be reached or the journal not be written. The journal keeps what is
+    /// left to do: [`Invites::recover`](crate::Invites::recover) does it, without asking.
+    pub async fn spend(mut self) -> Result<Settlement, InviteError> {
+        self.advance(InvitationState::Spending)?;
+        let mut settlement = Settlement::default();
+        while let Some(record) = self.records.last().cloned() {
+            let (spent, lost) = self.journal.settle(Verb::Spend, record).await?;
+            self.records.pop();
+            settlement.spent += spent;
+            settlement.lost.extend(lost);
+        }
+        Ok(settlement)
+    }
+
+    /// Hands the packages back, when no Commit uses them or it was not accepted.
+    ///
+    /// # Errors
+    /// As [`spend`](Self::spend).
+    pub async fn release(mut self) -> Result<(), InviteError> {
+        self.advance(InvitationState::Releasing)?;
+        while let Some(record) = self.records.last().cloned() {
+            self.journal.settle(Verb::Release, record).await?;
+            self.records.pop();
+        }
+        Ok(())
+    }
+
+    fn advance(&mut self, state: InvitationState) -> Result<(), MetadataError> {
+        self.records.iter_mut().try_for_each(|record| self.journal.advance(record, state))
+    }
+}
+
+impl Drop for Invitation {
+    fn drop(&mut self) {
+        for record in self.records.drain(..) {
+            match record.state {
+                InvitationState::Reserving
+                | InvitationState::Reserved
+                | InvitationState::Releasing => release_later(&self.journal, record),
+                InvitationState::CommitPending { .. } | InvitationState::Spending => {
+                    self.journal.let_go(record.invitation_id);
+                }
+            }
+        }
+    }
+}
+
+/// Releases in the background what the journal will release otherwise.
+pub(crate) fn release_later(journal: &Arc<Journal>, record: InvitationRecord) {
+    let id = record.invitation_id;
+    let Ok(runtime) = tokio::runtime::Handle::try_current() else { return journal.let_go(id) };
+    let journal = journal.clone();
+    runtime.spawn(async move {
+        // What fails stays in the journal.
+        drop(journal.undo(record).await);
+        journal.let_go(id);
+    });
+}
+
+impl From<Refusal> for MissingReason {
+    fn from(refusal: Refusal) -> Self {
+        Self::Refused(refusal)
+    }
+}
+
+impl From<UnavailableReason> for MissingReason {
+    fn from(reason: UnavailableReason) -> Self {
+        match reason {
+            UnavailableReason::PoolExhausted => Self::PoolExhausted,
+            UnavailableReason::NoCompatibleKeyPackage => Self::NoCompatibleKeyPackage,
+            UnavailableReason::Quota => Self::Quota,
+            UnavailableReason::Unspecified => Self::Unanswered,
+        }
+    }
+}
+
+/// Shows neither group nor users.
+impl fmt::Debug for Invitation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Invitation")
+            .field("invitees", &self.invitees.len())
+            .field("missing", &self.missing.len())
+            .finish_non_exhaustive()
+    }
+}
+
+/// Shows no package.
+impl fmt::Debug for Invitee {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Invitee")
+            .field("user_id", &self.user_id)
+            .field("client_id", &self.client_id)
+            .field("last_resort", &self.last_resort)
+            .finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for AddMessages {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("AddMessages(..)")
+    }
+}
