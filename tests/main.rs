@@ -7,5 +7,6 @@ mod drain;
 mod grpc;
 mod pool;
 mod transport;
+mod sdk_invite;
 mod validation;
 mod watch;

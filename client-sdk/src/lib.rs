@@ -1,5 +1,6 @@
 #![doc = include_str!("../README.md")]
 
+mod answers;
 mod builder;
 mod client;
 mod clock;
@@ -7,6 +8,7 @@ mod endpoints;
 mod error;
 mod invitation;
 mod invite;
+mod invitee;
 mod journal;
 mod metadata;
 mod recover;
@@ -32,8 +34,9 @@ pub use crate::{
     builder::Builder,
     client::Client,
     error::{BoxError, Error, FieldViolation, Rejection},
-    invitation::{AddError, AddMessages, Invitation, Invitee, Missing, MissingReason, Settlement},
+    invitation::{AddError, AddMessages, Invitation, Settlement},
     invite::{InviteError, Invites},
+    invitee::{Invitee, Missing, MissingReason},
     journal::Lost,
     metadata::{
         InvitationRecord, InvitationState, MemoryMetadataStore, MetadataError, MetadataStore,

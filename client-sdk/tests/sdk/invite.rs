@@ -4,8 +4,9 @@
 use std::{future::ready, sync::Arc, time::Duration};
 
 use keypool_client::{
-    AddError, CommitOutcome, Error, InvitationState, InviteError, Invites, MemoryMetadataStore,
-    MetadataStore, MissingReason, Reserve, basic_credential_names_user, v1,
+    AddError, Bytes, CommitOutcome, Error, InvitationRecord, InvitationState, InviteError, Invites,
+    MemoryMetadataStore, MetadataError, MetadataStore, MissingReason, PackageRecord, Reserve, Uuid,
+    basic_credential_names_user, v1,
 };
 use openmls::prelude::*;
 use tonic::Status;
@@ -490,4 +491,99 @@ async fn a_member_of_the_group_sees_what_became_of_a_commit() {
         }
         assert_eq!(scene.states(), []);
     }
+}
+
+/// A store whose disk is full from its nth write on, until that is mended.
+struct Failing {
+    store: MemoryMetadataStore,
+    writes_left: std::sync::atomic::AtomicI64,
+}
+
+impl Failing {
+    fn write(&self) -> Result<(), MetadataError> {
+        use std::sync::atomic::Ordering::SeqCst;
+        match self.writes_left.fetch_sub(1, SeqCst) {
+            1.. => Ok(()),
+            _ => Err(MetadataError::new("the disk is full")),
+        }
+    }
+}
+
+impl MetadataStore for Failing {
+    fn packages(&self) -> Result<Vec<PackageRecord>, MetadataError> {
+        self.store.packages()
+    }
+    fn put_packages(&self, records: &[PackageRecord]) -> Result<(), MetadataError> {
+        self.store.put_packages(records)
+    }
+    fn remove_packages(&self, refs: &[Bytes]) -> Result<(), MetadataError> {
+        self.store.remove_packages(refs)
+    }
+    fn invitations(&self) -> Result<Vec<InvitationRecord>, MetadataError> {
+        self.store.invitations()
+    }
+    fn invitation(&self, id: Uuid) -> Result<Option<InvitationRecord>, MetadataError> {
+        self.store.invitation(id)
+    }
+    fn put_invitation(&self, record: &InvitationRecord) -> Result<(), MetadataError> {
+        self.write()?;
+        self.store.put_invitation(record)
+    }
+    fn remove_invitation(&self, id: Uuid) -> Result<(), MetadataError> {
+        self.write()?;
+        self.store.remove_invitation(id)
+    }
+}
+
+/// Bob's package is good, Carol's is Mallory's, and the Commit is accepted if it is sent.
+#[tokio::test]
+async fn wherever_the_store_fails_nothing_stays_reserved_and_nothing_used_is_released() {
+    let mut failures = 0;
+    for writes in 0.. {
+        let scene = Scene::new().await;
+        scene.fake.reserve_with(|request| {
+            let mallory = Device::new("mallory");
+            let mut results = stocked(request);
+            results[1] = held("carol", mallory.reservation("mallory's", &mallory.package()));
+            results
+        });
+        let store =
+            Arc::new(Failing { store: MemoryMetadataStore::new(), writes_left: writes.into() });
+        let client = scene.fake.builder().retries(0).connect().await.unwrap();
+        let invites = Invites::new(client, store.clone(), basic_credential_names_user);
+        let mut group = scene.alice.group();
+        let ask = Reserve::for_group(&group).target("bob").target("carol");
+        let mut sent = false;
+        let invite = async {
+            let mut invitation = invites.reserve(scene.crypto(), &ask).await?;
+            let (provider, signer) = (&scene.alice.provider, &scene.alice.signer);
+            match invitation.add_to(&mut group, provider, signer) {
+                Err(AddError::Journal(error)) => return Err(error.into()),
+                other => drop(other.unwrap()),
+            }
+            sent = true;
+            invitation.spend().await.map(drop)
+        };
+        let invited: Result<(), InviteError> = invite.await;
+        store.writes_left.store(1000, std::sync::atomic::Ordering::SeqCst);
+        // The background may still be at work on what was refused.
+        while !states(&*store).is_empty() {
+            let outcome = if sent { CommitOutcome::Accepted } else { CommitOutcome::Rejected };
+            invites.recover(|_| ready(outcome)).await.unwrap();
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        let (spent, released) = scene.settled();
+        let reserved = scene.fake.asked().iter().any(|it| matches!(it, Asked::Reserve(_)));
+        let bobs = |calls: &[Vec<String>]| calls.concat().iter().any(|id| id.starts_with("bob"));
+        let mallorys = |calls: &[Vec<String>]| calls.concat().contains(&"mallory's".to_owned());
+        assert_eq!(bobs(&spent), sent, "after {writes} writes");
+        assert_eq!(bobs(&released), reserved && !sent, "after {writes} writes");
+        assert_eq!((mallorys(&spent), mallorys(&released)), (false, reserved));
+        match invited {
+            Ok(()) => break,
+            Err(InviteError::Journal(_)) => failures += 1,
+            Err(error) => panic!("{error:?}"),
+        }
+    }
+    assert!(failures >= 5, "Reserving, Releasing, Reserved, CommitPending, Spending: {failures}");
 }

@@ -96,6 +96,11 @@ impl<P: OpenMlsProvider> Member<P> {
         self.group.insert(group).group_id().to_vec()
     }
 
+    /// The group, and what it takes to act in it, for calls of openmls's own.
+    pub fn group(&mut self) -> (&mut MlsGroup, &P, &SignatureKeyPair) {
+        (self.group.as_mut().expect("a group"), &self.provider, &self.signer)
+    }
+
     /// Commits the addition of the owners of these KeyPackages, each validated again. The commit
     /// is pending until [`Member::merge_commit`].
     pub fn add(&mut self, key_packages: &[Vec<u8>]) -> Invitation {
