@@ -6,7 +6,7 @@ mod contract;
 mod drain;
 mod grpc;
 mod pool;
-mod transport;
 mod sdk_invite;
+mod transport;
 mod validation;
 mod watch;
