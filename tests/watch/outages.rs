@@ -65,7 +65,12 @@ async fn what_is_told_while_nobody_listens_is_pushed_after_the_reconnect() {
     listening(&replicas, 2).await;
     let (mut stream, _) = Watching::start(&owner).await;
     // The other replica has the connections that it needs.
-    each(16, |_| async { adder.pool_status().await.unwrap() }).await;
+    each(16, |n| {
+        let nobody = one_of(&client_key(&format!("nobody-{n}"), "phone"));
+        let adder = &adder;
+        async move { drop(adder.reserve(&nobody).await.unwrap_err()) }
+    })
+    .await;
 
     let_in(&replicas, false).await;
     assert_eq!(end_backends(&replicas, LISTENING).await, 2);

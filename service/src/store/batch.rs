@@ -12,6 +12,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
+use sqlx::PgConnection;
 use tokio::sync::oneshot;
 
 use super::{Store, lost_race};
@@ -44,6 +45,7 @@ pub(super) trait Job: Send + Sync + Sized + fmt::Debug + 'static {
     /// Runs the statement for all of them: one answer for each.
     fn run(
         store: &Store,
+        connection: &mut PgConnection,
         jobs: &[&Self],
     ) -> impl Future<Output = Result<Vec<Self::Answer>, sqlx::Error>> + Send;
 }
@@ -58,10 +60,13 @@ struct Queue<J: Job> {
     in_flight: usize,
 }
 
+/// Where the answer to a call goes.
+type Call<J> = oneshot::Sender<Result<<J as Job>::Answer, Arc<sqlx::Error>>>;
+
 #[derive(Debug)]
 struct Waiting<J: Job> {
     job: J,
-    answer: oneshot::Sender<Result<J::Answer, Arc<sqlx::Error>>>,
+    answer: Call<J>,
 }
 
 impl<J: Job> Default for Batcher<J> {
@@ -83,14 +88,9 @@ impl<J: Job> Batcher<J> {
     /// When the database cannot do it.
     pub(super) async fn call(&self, store: &Store, job: J) -> Result<J::Answer, Error> {
         let (answer, answered) = oneshot::channel();
-        let first = {
-            let mut queue = self.lock();
-            queue.waiting.push_back(Waiting { job, answer });
-            queue.begin()
-        };
-        if let Some(batch) = first {
+        if self.lock().queue(Waiting { job, answer }) {
             // A task of its own: the others do not depend on whether this call is dropped.
-            tokio::spawn(self.clone().fly(store.clone(), batch));
+            tokio::spawn(self.clone().fly(store.clone()));
         }
         match answered.await {
             Ok(answer) => answer.map_err(|error| store.error(error)),
@@ -99,13 +99,18 @@ impl<J: Job> Batcher<J> {
         }
     }
 
-    /// Runs a batch, and then what queued up meanwhile, until nothing does.
-    async fn fly(self, store: Store, first: Vec<Waiting<J>>) {
+    /// Runs what has queued up, again and again until nothing has.
+    async fn fly(self, store: Store) {
         let mut lane = Lane { batcher: &self, free: false };
-        let mut next = Some(first);
-        while let Some(batch) = next {
-            answer(&store, batch).await;
-            next = lane.next();
+        loop {
+            // First the connection, then the calls: until the very statement begins, a call can
+            // be dropped, and others join.
+            let connection = store.pool.acquire().await;
+            let Some(batch) = lane.next() else { return };
+            match connection {
+                Ok(mut connection) => answer(&store, &mut connection, batch).await,
+                Err(error) => fail::<J>(error, batch.into_iter().map(|waiting| waiting.answer)),
+            }
         }
     }
 
@@ -116,14 +121,12 @@ impl<J: Job> Batcher<J> {
 }
 
 impl<J: Job> Queue<J> {
-    /// The first batch of a lane, when one is free.
-    fn begin(&mut self) -> Option<Vec<Waiting<J>>> {
-        if self.in_flight == LANES {
-            return None;
-        }
-        let batch = self.take()?;
-        self.in_flight += 1;
-        Some(batch)
+    /// Puts a call into the queue. Whether there is a lane for it that was free.
+    fn queue(&mut self, call: Waiting<J>) -> bool {
+        self.waiting.push_back(call);
+        let free = self.in_flight < LANES;
+        self.in_flight += usize::from(free);
+        free
     }
 
     /// The calls that go next, first come, first served; what may not go with them stays, in its
@@ -187,35 +190,41 @@ impl<J: Job> Drop for Lane<'_, J> {
 
 /// Runs the statement and hands out the answers. When the statement fails for a reason that may
 /// lie in one of the calls, each goes alone, so that none suffers by another.
-async fn answer<J: Job>(store: &Store, batch: Vec<Waiting<J>>) {
+async fn answer<J: Job>(store: &Store, connection: &mut PgConnection, batch: Vec<Waiting<J>>) {
     let (jobs, calls): (Vec<J>, Vec<_>) = batch.into_iter().map(|w| (w.job, w.answer)).unzip();
     let together: Vec<&J> = jobs.iter().collect();
-    match run(store, &together).await {
+    match run(store, connection, &together).await {
         // Nobody listens when the call was dropped: that is no concern of the others.
         Ok(answers) => calls.into_iter().zip(answers).for_each(|(call, answer)| {
             let _ = call.send(Ok(answer));
         }),
         Err(error) if jobs.len() > 1 && matches!(error, sqlx::Error::Database(_)) => {
             for (job, call) in jobs.iter().zip(calls) {
-                let alone = run(store, &[job]).await;
-                let alone = alone
-                    .and_then(|answers| answers.into_iter().next().ok_or(sqlx::Error::RowNotFound));
-                let _ = call.send(alone.map_err(Arc::new));
+                match run(store, connection, &[job]).await {
+                    Ok(mut answers) => drop(answers.pop().map(|answer| call.send(Ok(answer)))),
+                    Err(error) => fail::<J>(error, [call]),
+                }
             }
         }
-        Err(error) => {
-            let error = Arc::new(error);
-            for call in calls {
-                let _ = call.send(Err(error.clone()));
-            }
-        }
+        Err(error) => fail::<J>(error, calls),
     }
 }
 
-async fn run<J: Job>(store: &Store, jobs: &[&J]) -> Result<Vec<J::Answer>, sqlx::Error> {
+fn fail<J: Job>(error: sqlx::Error, calls: impl IntoIterator<Item = Call<J>>) {
+    let error = Arc::new(error);
+    for call in calls {
+        let _ = call.send(Err(error.clone()));
+    }
+}
+
+async fn run<J: Job>(
+    store: &Store,
+    connection: &mut PgConnection,
+    jobs: &[&J],
+) -> Result<Vec<J::Answer>, sqlx::Error> {
     let mut tries = 1;
     loop {
-        match J::run(store, jobs).await {
+        match J::run(store, connection, jobs).await {
             Err(error) if lost_race(&error) && tries < MAX_TRIES => tries += 1,
             other => return other,
         }

@@ -257,10 +257,10 @@ impl Store {
             Sqlx::Io(_) | Sqlx::Tls(_) | Sqlx::PoolClosed | Sqlx::WorkerCrashed => true,
             Sqlx::Database(cause) => cause.code().is_some_and(|code| {
                 // connection exceptions, shutdown and crash recovery, too many connections, a
-                // standby that was promoted or not yet
+                // database that lets nobody in, a standby that was promoted or not yet
                 code.starts_with("08")
                     || code.starts_with("57P")
-                    || ["53300", "25006"].contains(&&*code)
+                    || ["53300", "55000", "25006"].contains(&&*code)
             }),
             _ => false,
         };

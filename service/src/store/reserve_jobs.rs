@@ -2,6 +2,7 @@
 
 use std::{convert::Infallible, iter, sync::Arc};
 
+use sqlx::PgConnection;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
@@ -111,7 +112,11 @@ impl Job for ReserveFresh {
         iter::empty()
     }
 
-    async fn run(store: &Store, jobs: &[&Self]) -> Result<Vec<Option<Reserved>>, sqlx::Error> {
+    async fn run(
+        store: &Store,
+        connection: &mut PgConnection,
+        jobs: &[&Self],
+    ) -> Result<Vec<Option<Reserved>>, sqlx::Error> {
         let Some(first) = jobs.first() else { return Ok(Vec::new()) };
         let mut columns = AskColumns::default();
         for (call, job) in (0..).zip(jobs) {
@@ -134,7 +139,7 @@ impl Job for ReserveFresh {
             seconds(first.0.min_remaining_lifetime),
             first.0.required.codes(),
         )
-        .fetch_all(&store.pool)
+        .fetch_all(connection)
         .await?;
         let mut answers: Vec<Option<Reserved>> = jobs.iter().map(|_| None).collect();
         for row in rows {
@@ -183,7 +188,11 @@ impl Job for ReserveRound {
         self.asks().map(move |(_, ask)| (caller, ask.owner.digest()))
     }
 
-    async fn run(store: &Store, jobs: &[&Self]) -> Result<Vec<Self::Answer>, sqlx::Error> {
+    async fn run(
+        store: &Store,
+        connection: &mut PgConnection,
+        jobs: &[&Self],
+    ) -> Result<Vec<Self::Answer>, sqlx::Error> {
         let Some(first) = jobs.first() else { return Ok(Vec::new()) };
         let mut columns = AskColumns::default();
         // Which call and which of its asks each element is.
@@ -220,7 +229,7 @@ impl Job for ReserveRound {
             fair_share.map_or(0, |share| row::bounded(share.spared_for_newcomers)),
             seconds(fair_share.map_or(time::Duration::ZERO, |share| share.newcomer_after)),
         )
-        .fetch_all(&store.pool)
+        .fetch_all(connection)
         .await?;
         let mut answers: Vec<Self::Answer> = jobs.iter().map(|_| Vec::new()).collect();
         for row in rows {
@@ -258,7 +267,11 @@ impl Job for ClientsOf {
         iter::empty()
     }
 
-    async fn run(store: &Store, jobs: &[&Self]) -> Result<Vec<Self::Answer>, sqlx::Error> {
+    async fn run(
+        _: &Store,
+        connection: &mut PgConnection,
+        jobs: &[&Self],
+    ) -> Result<Vec<Self::Answer>, sqlx::Error> {
         let Some(first) = jobs.first() else { return Ok(Vec::new()) };
         let asked =
             || (0_i32..).zip(jobs).flat_map(|(n, job)| job.users.iter().map(move |user| (n, user)));
@@ -281,7 +294,7 @@ impl Job for ClientsOf {
             &asked().map(|(_, user)| user.as_str()).collect::<Vec<_>>() as &[&str],
             i64::try_from(first.limit).unwrap_or(i64::MAX),
         )
-        .fetch_all(&store.pool)
+        .fetch_all(connection)
         .await?;
         let mut answers: Vec<Self::Answer> = jobs.iter().map(|_| Vec::new()).collect();
         for row in rows {

@@ -253,14 +253,17 @@ impl Job for SpendCall {
         self.batch.reservations.iter().copied()
     }
 
-    async fn run(store: &Store, jobs: &[&Self]) -> Result<Vec<Vec<SettleRow>>, sqlx::Error> {
+    async fn run(
+        store: &Store,
+        connection: &mut PgConnection,
+        jobs: &[&Self],
+    ) -> Result<Vec<Vec<SettleRow>>, sqlx::Error> {
         let columns = SettleColumns::of_all(jobs.iter().map(|job| &job.batch));
         let group_ids: Vec<&[u8]> = jobs
             .iter()
             .flat_map(|job| job.batch.reservations.iter().map(|_| job.group_id.as_bytes()))
             .collect();
-        let mut connection = store.pool.acquire().await?;
-        let rows = store.spend_packages(&mut connection, &columns, &group_ids).await?;
+        let rows = store.spend_packages(connection, &columns, &group_ids).await?;
         Ok(deal(rows, jobs.iter().map(|job| job.rows())))
     }
 }
@@ -281,11 +284,14 @@ impl Job for ReleaseCall {
         self.batch.reservations.iter().copied()
     }
 
-    async fn run(store: &Store, jobs: &[&Self]) -> Result<Vec<Vec<SettleRow>>, sqlx::Error> {
+    async fn run(
+        store: &Store,
+        connection: &mut PgConnection,
+        jobs: &[&Self],
+    ) -> Result<Vec<Vec<SettleRow>>, sqlx::Error> {
         let Some(first) = jobs.first() else { return Ok(Vec::new()) };
         let columns = SettleColumns::of_all(jobs.iter().map(|job| &job.batch));
-        let mut connection = store.pool.acquire().await?;
-        let rows = store.release_packages(&mut connection, &columns, first.lapse).await?;
+        let rows = store.release_packages(connection, &columns, first.lapse).await?;
         Ok(deal(rows, jobs.iter().map(|job| job.rows())))
     }
 }
