@@ -38,6 +38,12 @@ pub(crate) struct Arguments {
     /// Settings of the server beside the defaults, as in --set database.max_connections=4
     #[arg(long, value_name = "KEY=TOML")]
     pub(crate) set: Vec<String>,
+    /// Settings of Postgres beside the run's own, as in --postgres full_page_writes=off
+    #[arg(long, value_name = "NAME=VALUE")]
+    pub(crate) postgres: Vec<String>,
+    /// How long --growth warms up, in seconds
+    #[arg(long, value_name = "SECONDS")]
+    pub(crate) warm_up: Option<f64>,
     /// Write the rows to this file as JSON too
     #[arg(long, value_name = "FILE")]
     pub(crate) json: Option<PathBuf>,
@@ -96,6 +102,11 @@ impl Arguments {
 
     pub(crate) fn rounds(&self) -> usize {
         self.rounds.unwrap_or(if self.quick { 1 } else { 3 })
+    }
+
+    /// Until the pages that are written to most are in the WAL whole.
+    pub(crate) fn warm_up(&self) -> f64 {
+        self.warm_up.unwrap_or(if self.quick { 0.5 } else { 10.0 })
     }
 
     pub(crate) fn churn(&self) -> u64 {

@@ -36,7 +36,8 @@ pub(crate) async fn rows(arguments: &Arguments, postgres: &Postgres) -> anyhow::
     let mut measured = vec![Vec::new(); sites.len()];
     for round in 0..=arguments.rounds() {
         for (site, samples) in sites.iter_mut().zip(&mut measured) {
-            let sample = reserve(arguments, site).await?;
+            let seconds = if round == 0 { arguments.warm_up() } else { arguments.seconds() };
+            let sample = reserve(seconds, site).await?;
             if round > 0 {
                 samples.push(sample);
             }
@@ -57,9 +58,8 @@ pub(crate) async fn rows(arguments: &Arguments, postgres: &Postgres) -> anyhow::
     Ok(rows)
 }
 
-async fn reserve(arguments: &Arguments, site: &mut Site) -> anyhow::Result<Sample> {
-    let time = Duration::from_secs_f64(arguments.seconds());
-    site.adders(CONNECTIONS, time, Then::Keep, None).await
+async fn reserve(seconds: f64, site: &mut Site) -> anyhow::Result<Sample> {
+    site.adders(CONNECTIONS, Duration::from_secs_f64(seconds), Then::Keep, None).await
 }
 
 /// Reserves and spends as often as was asked for, the pools refilled as needed, and measures then.
@@ -87,8 +87,8 @@ async fn churn(
     println!("\nafter {pairs} pairs\n{}", sizes_of_tables(&site.database).await?);
     let (mut churned, mut unchurned) = (vec![faults], Vec::new());
     for round in 0..=arguments.rounds() {
-        let sample = reserve(arguments, fresh).await?;
-        let after = reserve(arguments, &mut site).await?;
+        let sample = reserve(arguments.seconds(), fresh).await?;
+        let after = reserve(arguments.seconds(), &mut site).await?;
         site.refill().await?;
         if round > 0 {
             unchurned.push(sample);

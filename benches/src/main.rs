@@ -47,13 +47,16 @@ async fn main() -> anyhow::Result<ExitCode> {
     if pgbench.is_none() {
         eprintln!("pgbench is not installed: there are no references in SQL");
     }
-    let postgres = Postgres::start().await?;
+    let postgres = Postgres::start(&arguments.postgres).await?;
     println!(
         "PostgreSQL {}, durable; {} cores for it, keypool and the load; {} build of keypool",
         postgres.version,
         machine::cores(),
         if cfg!(debug_assertions) { "debug" } else { "release" },
     );
+    for setting in arguments.postgres.iter().chain(&arguments.set) {
+        println!("not as usual: {setting}");
+    }
     let measured = measure(&arguments, &postgres, pgbench.as_ref()).await;
     postgres.stop().await?;
     let rows = measured?;

@@ -41,13 +41,19 @@ pub(crate) struct Database {
 }
 
 impl Postgres {
-    pub(crate) async fn start() -> anyhow::Result<Self> {
+    /// Starts a server with some settings, NAME=VALUE, beside this run's own.
+    pub(crate) async fn start(settings: &[String]) -> anyhow::Result<Self> {
         let folder = tempfile::Builder::new().prefix("keypool-bench.").tempdir()?;
         // Postgres may run as another user than this one.
         fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o711))?;
-        let options = SETTINGS
-            .iter()
-            .fold(PostgresOptions::default(), |options, (name, value)| options.set(*name, *value));
+        let mut options = PostgresOptions::default();
+        for (name, value) in SETTINGS {
+            options = options.set(name, value);
+        }
+        for setting in settings {
+            let (name, value) = setting.split_once('=').context("--postgres takes NAME=VALUE")?;
+            options = options.set(name, value);
+        }
         let server = EmbeddedPostgres::start(&folder.path().join("data"), options).await?;
         let pool = connect(server.url()).await?;
         let row = sqlx::query("SELECT pg_backend_pid(), current_setting('server_version')")
