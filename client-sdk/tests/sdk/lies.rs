@@ -7,7 +7,11 @@ use keypool_client::{
     basic_credential_names_user,
     v1::{Reservation, ReserveResult},
 };
-use openmls::prelude::*;
+use openmls::prelude::{
+    tls_codec::{DeserializeBytes as _, Serialize as _, VLBytes},
+    *,
+};
+use openmls_traits::signatures::Signer as _;
 
 use crate::{
     device::{Device, SUITE, held},
@@ -336,4 +340,32 @@ async fn the_callers_check_sees_what_is_presented_and_decides() {
     let MissingReason::Refused(refusal) = &invitation.missing()[0].reason else { unreachable!() };
     let source = std::error::Error::source(refusal).unwrap();
     assert_eq!(source.to_string(), "not verified in person");
+}
+
+/// Signed by its owner, who may be the one that wants a group's Commit to fail.
+fn with_init_key(owner: &Device, init_key: Vec<u8>) -> Reservation {
+    let package = owner.package();
+    let mut reservation = owner.reservation("bob's", &package);
+    let vector = |bytes: &[u8]| VLBytes::new(bytes.to_vec()).tls_serialize_detached().unwrap();
+    bytes_of(&mut reservation, |bytes| {
+        // version, cipher_suite, init_key<V>, leaf_node, extensions<V>, signature<V>
+        let old_key = 4..4 + vector(package.hpke_init_key().as_slice()).len();
+        bytes.truncate(bytes.len() - vector(&[0; 64]).len());
+        bytes.splice(old_key, vector(&init_key));
+        let signed = [vector(b"MLS 1.0 KeyPackageTBS"), vector(bytes)].concat();
+        bytes.extend(vector(&owner.signer.sign(&signed).unwrap()));
+    });
+    let parsed = KeyPackageIn::tls_deserialize_exact_bytes(&reservation.key_package).unwrap();
+    let valid = parsed.validate(owner.provider.crypto(), ProtocolVersion::Mls10).unwrap();
+    reservation.key_package_ref =
+        valid.hash_ref(owner.provider.crypto()).unwrap().as_slice().to_vec().into();
+    reservation
+}
+
+#[tokio::test]
+async fn a_key_that_nothing_can_be_encrypted_to_is_refused_before_it_spoils_the_commit() {
+    let short = |bob: &Device| held("bob", with_init_key(bob, vec![7; 31]));
+    assert_refused!(short, Refusal::Invalid(_));
+    let zero = |bob: &Device| held("bob", with_init_key(bob, vec![0; 32]));
+    assert_refused!(zero, Refusal::Invalid(_));
 }
