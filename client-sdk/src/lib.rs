@@ -11,6 +11,7 @@ mod invite;
 mod invitee;
 mod journal;
 mod metadata;
+mod own_pool;
 mod recover;
 mod reserve;
 mod resolve;
@@ -41,6 +42,10 @@ pub use crate::{
     metadata::{
         InvitationRecord, InvitationState, MemoryMetadataStore, MetadataError, MetadataStore,
         PackageRecord, PackageState, ReservationRecord,
+    },
+    own_pool::{
+        Failure, Identity, OwnPool, PoolError, PoolHealth, PoolOptions, Refreshed, RefusedPackage,
+        Running,
     },
     recover::{CommitOutcome, OpenCommit, Recovery},
     reserve::Reserve,
