@@ -71,11 +71,12 @@ async fn held_up(
     let mut holding = world.database.pool.begin().await.unwrap();
     sqlx::query("LOCK TABLE draw IN SHARE MODE").execute(&mut *holding).await.unwrap();
     let mut calls = Vec::new();
-    for owners in early.chunks(each) {
+    for (waiting, owners) in (1..).zip(early.chunks(each)) {
         let owners: Vec<&ClientKey> = owners.iter().collect();
         calls.push(reserve(&world, adder(1000), ask(&owners)).await);
+        // Its statement has begun: the next one does not go with it.
+        world.until_waiting(waiting).await;
     }
-    world.until_waiting(i64::try_from(LANES).unwrap()).await;
     (world, holding, calls)
 }
 
@@ -167,6 +168,9 @@ async fn a_spend_that_fails_does_not_fail_those_that_go_with_it() {
     sqlx::query("LOCK TABLE tombstone IN SHARE MODE").execute(&mut *holding).await.unwrap();
     let mut calls = Vec::new();
     for (n, reservation) in reservations.into_iter().enumerate() {
+        if n <= LANES {
+            world.until_waiting(i64::try_from(n).unwrap()).await;
+        }
         let pool = world.a.clone();
         // The last one is for another group.
         let group = group(if n == CALLS - 1 { 2 } else { 1 });
@@ -174,7 +178,6 @@ async fn a_spend_that_fails_does_not_fail_those_that_go_with_it() {
             begin(async move { pool.spend(&adder(n), &[reservation.id], &group).await }).await,
         );
     }
-    world.until_waiting(i64::try_from(LANES).unwrap()).await;
     holding.rollback().await.unwrap();
     let mut answers = join_all(calls).await;
     assert!(matches!(answers.pop(), Some(Err(Error::GroupMismatch))));

@@ -5,7 +5,7 @@ use std::time::Duration;
 use keypool_client::{Client, v1::ErrorReason};
 use keypool_service::domain::{error::Error, ids::ClientKey, policy::PoolPolicy};
 use keypool_testing::watching::{
-    Replicas, Watching, client_key, each, one_of, packages, patiently, reserve,
+    Replicas, Watching, client_key, each, one_of, packages, patiently,
 };
 use sqlx::{AssertSqlSafe, ConnectOptions as _, Executor as _, postgres::PgConnectOptions};
 use tokio::{
@@ -64,17 +64,15 @@ async fn what_is_told_while_nobody_listens_is_pushed_after_the_reconnect() {
     let mut heard = replicas.listen().await;
     listening(&replicas, 2).await;
     let (mut stream, _) = Watching::start(&owner).await;
-    // The other replica has the connections that it needs.
-    each(16, |n| {
-        let nobody = one_of(&client_key(&format!("nobody-{n}"), "phone"));
-        let adder = &adder;
-        async move { drop(adder.reserve(&nobody).await.unwrap_err()) }
-    })
-    .await;
+    // The other replica has the connections that it needs, one for Reserves among them.
+    each(16, |_| async { adder.pool_status().await.unwrap() }).await;
+    drop(adder.reserve(&one_of(&client_key("nobody", "phone"))).await.unwrap_err());
 
     let_in(&replicas, false).await;
     assert_eq!(end_backends(&replicas, LISTENING).await, 2);
-    reserve(&adder, &bob, 6).await;
+    for _ in 0..6 {
+        reserve_at_last(&adder, &bob).await; // one connection goes from statement to statement
+    }
     let told = patiently(heard.recv()).await.unwrap();
     assert_eq!(told.channel(), "keypool_pool", "told while nobody could listen");
     let_in(&replicas, true).await;
