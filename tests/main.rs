@@ -7,6 +7,7 @@ mod drain;
 mod grpc;
 mod pool;
 mod sdk_invite;
+mod sdk_own_pool;
 mod transport;
 mod validation;
 mod watch;

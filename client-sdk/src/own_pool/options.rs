@@ -10,11 +10,14 @@ use crate::clock;
 const HOUR: Duration = Duration::from_secs(60 * 60);
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
+/// How many packages make a pool full, as long as nobody says otherwise.
+pub(super) const DEFAULT_TARGET: u32 = 32;
+
 /// How an [`OwnPool`](crate::OwnPool) keeps itself. The numbers are for each cipher suite.
 #[derive(Clone)]
 #[must_use]
 pub struct PoolOptions {
-    pub(super) target: u32,
+    pub(super) target: Option<u32>,
     pub(super) low_watermark: u32,
     pub(super) hard_cap: u32,
     pub(super) max_held: usize,
@@ -29,7 +32,7 @@ pub struct PoolOptions {
 impl Default for PoolOptions {
     fn default() -> Self {
         Self {
-            target: 32,
+            target: None,
             low_watermark: 8,
             hard_cap: 64,
             max_held: 1_000,
@@ -44,10 +47,10 @@ impl Default for PoolOptions {
 }
 
 impl PoolOptions {
-    /// How many one-time packages a refresh fills the pool up to: 32 unless set. The server may
-    /// recommend more.
+    /// How many one-time packages a refresh fills the pool up to. Unless set: as many as the
+    /// server recommends, and 32 before it does.
     pub fn target(mut self, packages: u32) -> Self {
-        self.target = packages;
+        self.target = Some(packages);
         self
     }
 
@@ -120,10 +123,11 @@ impl PoolOptions {
     }
 
     pub(super) fn check(&self) -> Result<(), PoolError> {
-        if self.target == 0 || self.target > self.hard_cap {
+        let target = self.target.unwrap_or(DEFAULT_TARGET);
+        if target == 0 || self.target.is_some_and(|target| target > self.hard_cap) {
             return Err(PoolError::Options("the target must be from 1 to the hard cap"));
         }
-        if self.low_watermark >= self.target {
+        if self.low_watermark >= target {
             return Err(PoolError::Options("the low watermark must be below the target"));
         }
         if self.lifetime < HOUR || self.lifetime > 400 * DAY {

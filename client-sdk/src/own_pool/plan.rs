@@ -4,8 +4,11 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::PoolOptions;
+use super::{PoolOptions, options::DEFAULT_TARGET};
 use crate::{PackageRecord, PackageState, v1};
+
+/// What the server calls soon, when it counts packages that expire soon.
+const SOON: Duration = Duration::from_secs(48 * 60 * 60);
 
 /// What is missing of one cipher suite.
 #[derive(Debug, PartialEq, Eq)]
@@ -41,16 +44,15 @@ pub(super) fn missing(
     let prepared = one_time(PackageState::Prepared);
     // The server counts what is about to be withdrawn too; then only the records tell them apart.
     let rotating = of_suite().any(|r| is_live(r) && r.identity != identity);
-    let (available, reserved, recommended) = match status {
-        Some(status) if !rotating => (
-            status.available as usize,
-            status.reserved as usize,
-            status.recommended_upload as usize,
-        ),
-        _ => (one_time(PackageState::Published), 0, 0),
+    let (available, reserved) = match status {
+        Some(status) if !rotating => (status.available as usize, status.reserved as usize),
+        _ => (one_time(PackageState::Published), 0),
     };
-    let target = options.target as usize;
-    let wanted = target.saturating_sub(available).max(recommended).saturating_sub(prepared);
+    let target = options.target.or(status.map(|status| status.target));
+    let target = target.unwrap_or(DEFAULT_TARGET) as usize;
+    let ending =
+        status.map_or(0, |status| status.expiring_soon as usize).min(ending(options, current()));
+    let wanted = target.saturating_sub(available.saturating_sub(ending) + prepared);
     let cap = status.map_or(options.hard_cap, |status| options.hard_cap.min(status.hard_cap));
     let room = (cap as usize).saturating_sub(available + reserved + prepared);
     let held = options.max_held.saturating_sub(of_suite().count());
@@ -60,6 +62,13 @@ pub(super) fn missing(
             && !current().any(|r| r.last_resort && r.state == PackageState::Prepared)
             && !last_resort_will_do(options, status, current()),
     }
+}
+
+/// How many one-time packages are near enough to their end to be replaced ahead of it: what has
+/// less than an hour left is not issued any more, and packages of one batch end together.
+fn ending<'a>(options: &PoolOptions, current: impl Iterator<Item = &'a PackageRecord>) -> usize {
+    let soon = options.now().saturating_add((options.lifetime / 4).min(SOON).as_secs());
+    current.filter(|r| !r.last_resort && r.not_after <= soon).count()
 }
 
 /// Whether the server has a last resort package that is this device's, unused, and in the first

@@ -148,7 +148,7 @@ where
             self.metadata.packages()?.into_iter().partition(is_over);
         let over = refs(&over);
         self.with_provider(|provider| over.iter().try_for_each(|r| keys::delete(provider, r)))?;
-        self.metadata.remove_packages(&over)?;
+        self.forget(&over)?;
 
         let mut gone = Vec::new();
         for record in rest {
@@ -166,7 +166,7 @@ where
             return Ok(());
         }
         self.revoke(&gone).await?;
-        self.blocking(move |inner| Ok(inner.metadata.remove_packages(&gone)?)).await?;
+        self.blocking(move |inner| inner.forget(&gone)).await?;
         Ok(())
     }
 
@@ -253,7 +253,7 @@ where
         ready.sort_by_key(|(place, _)| *place);
         let ready: Vec<_> = ready.into_iter().map(|(_, ready)| ready).collect();
         let records: Vec<_> = ready.iter().map(|ready| ready.record.clone()).collect();
-        self.metadata.put_packages(&records)?;
+        self.record(&records)?;
         for made in made {
             self.with_provider(|provider| made.store(provider))?;
         }
@@ -347,10 +347,10 @@ where
                 }),
             }
         }
-        self.metadata.put_packages(&published)?;
+        self.record(&published)?;
         let gone: Vec<_> = refused.iter().map(|refused| refused.key_package_ref.clone()).collect();
         self.with_provider(|provider| gone.iter().try_for_each(|r| keys::delete(provider, r)))?;
-        self.metadata.remove_packages(&gone)?;
+        self.forget(&gone)?;
         Ok((uploaded, refused))
     }
 
@@ -403,13 +403,27 @@ where
         self.blocking(move |inner| inner.retire(outdated)).await
     }
 
+    fn record(&self, records: &[PackageRecord]) -> Result<(), PoolError> {
+        if records.is_empty() {
+            return Ok(()); // not even an empty transaction, which would wait for the disk
+        }
+        Ok(self.metadata.put_packages(records)?)
+    }
+
+    fn forget(&self, refs: &[Bytes]) -> Result<(), PoolError> {
+        if refs.is_empty() {
+            return Ok(());
+        }
+        Ok(self.metadata.remove_packages(refs)?)
+    }
+
     /// From now on the private keys wait for a Welcome only, and not for long.
     fn retire(&self, mut records: Vec<PackageRecord>) -> Result<usize, PoolError> {
         let until = self.options.now().saturating_add(self.options.welcome_grace.as_secs());
         for record in &mut records {
             record.state = PackageState::Retired { until };
         }
-        self.metadata.put_packages(&records)?;
+        self.record(&records)?;
         Ok(records.len())
     }
 }

@@ -194,6 +194,7 @@ where
             || status.cipher_suites.iter().any(|suite| {
                 suite.available <= self.options.low_watermark
                     || suite.available <= suite.low_watermark
+                    || suite.expiring_soon > 0
                     || self.options.last_resort
                         && suite.last_resort.as_ref().is_none_or(|it| it.times_issued > 0)
             })

@@ -122,7 +122,7 @@ impl Replicas {
         let request = TokenRequest {
             key: owner.clone(),
             scopes: scopes.to_vec(),
-            ttl: Duration::from_secs(365 * 86_400),
+            ttl: Duration::from_secs(10 * 365 * 86_400),
             audience: AUDIENCE.to_owned(),
             issuer: None,
             key_id: None,
