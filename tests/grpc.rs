@@ -4,6 +4,7 @@ mod bad_requests;
 mod commands;
 mod crash;
 mod health;
+mod keys;
 mod limits;
 mod main_job;
 mod memory;

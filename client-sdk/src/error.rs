@@ -205,8 +205,11 @@ impl From<Status> for Error {
             return Self::Transport(Box::new(status));
         }
         let rejection = Rejection::from(status);
-        // A server that gives up at the deadline says no more than that.
-        if rejection.code == Code::DeadlineExceeded && rejection.reason_name.is_none() {
+        // The server gave up at the deadline a little before this client did.
+        let reason = rejection.reason_name.as_deref();
+        if rejection.code == Code::DeadlineExceeded
+            && reason.is_none_or(|reason| reason == "DEADLINE_EXCEEDED")
+        {
             return Self::DeadlineExceeded;
         }
         rejection.into()

@@ -8,11 +8,19 @@ use crate::{
 
 /// What is wrong with the files that a valid configuration names. None: it can serve.
 pub fn files(config: &Config) -> Vec<Finding> {
-    let keys = KeySet::load(&config.auth.keys).err();
+    let files = Some(&config.auth.keys).filter(|files| !files.is_empty());
+    let keys = files.and_then(|files| KeySet::load(files).err());
     let anchors = run::load_trust_anchors(&config.upload.trust_anchors).err();
     let tls = config.tls.as_ref().and_then(|section| run::load_tls(section).err());
     [("auth.keys", keys), ("tls", tls), ("upload.trust_anchors", anchors)]
         .into_iter()
         .filter_map(|(key, error)| Some(Finding::new(key, format!("{:#}", error?))))
         .collect()
+}
+
+/// What is wrong with the keys that the issuer of tokens publishes. None: they can be used.
+pub async fn published_keys(config: &Config) -> Vec<Finding> {
+    let Some(section) = &config.auth.jwks else { return Vec::new() };
+    let error = KeySet::fetch(section).await.err();
+    error.map(|error| Finding::new("auth.jwks_url", format!("{error:#}"))).into_iter().collect()
 }

@@ -68,7 +68,10 @@ fn run_check(path: &Path) -> anyhow::Result<ExitCode> {
     let findings = match Config::load(path, env::vars_os()) {
         Ok(config) => {
             let mut findings = check::files(&config);
-            findings.extend(tokio::runtime::Runtime::new()?.block_on(run::check_database(&config)));
+            tokio::runtime::Runtime::new()?.block_on(async {
+                findings.extend(check::published_keys(&config).await);
+                findings.extend(run::check_database(&config).await);
+            });
             findings
         }
         Err(error) => error.findings,

@@ -11,7 +11,7 @@ use http::{HeaderName, Request};
 use keypool_proto::{FILE_DESCRIPTOR_SET, v1::key_package_service_server::KeyPackageServiceServer};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
-use tonic::service::{Routes, interceptor::InterceptedService};
+use tonic::service::Routes;
 use tonic_health::server::HealthReporter;
 use tower::{ServiceBuilder, util::MapResponseLayer};
 use tower_http::request_id::{MakeRequestUuid, PropagateRequestIdLayer, SetRequestIdLayer};
@@ -22,7 +22,7 @@ pub use tls::{Tls, TlsFiles};
 
 use crate::{
     domain::error::Error,
-    grpc::{self, CallLimits, DeadlineLayer, GrpcService, admit, auth::Authenticator},
+    grpc::{self, Admit, CallLimits, DeadlineLayer, GrpcService, auth::Authenticator},
     pool::{KeyPool, SweepPolicy},
     store::Store,
 };
@@ -85,6 +85,12 @@ pub async fn serve(
         }
     });
 
+    let authenticator = Arc::new(authenticator);
+    let keys = tokio::spawn({
+        let (authenticator, stop) = (authenticator.clone(), stop.clone());
+        async move { authenticator.keep_keys(stop).await }
+    });
+
     let max_request_bytes = options.limits.max_request_bytes;
     let stack = ServiceBuilder::new()
         .layer(SetRequestIdLayer::new(REQUEST_ID, MakeRequestUuid))
@@ -106,17 +112,14 @@ pub async fn serve(
             Routes::new(reflection_v1()?)
                 .add_service(reflection_v1alpha()?)
                 .add_service(health_service)
-                .add_service(InterceptedService::new(
-                    service,
-                    admit(Arc::new(authenticator), stop.clone()),
-                ))
+                .add_service(Admit::new(service, authenticator, stop.clone()))
                 .prepare(),
         );
     let serving =
         connections::serve(listener, options.tls, options.connections, stack, stop.clone());
     let whole = async {
         serving.await;
-        for task in [background, sweeper, watching, certificates] {
+        for task in [background, sweeper, watching, certificates, keys] {
             task.await.context("a background task failed")?;
         }
         pool.store().close().await;

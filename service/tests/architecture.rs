@@ -40,9 +40,10 @@ const CRATE_OF: &[(&str, &[&str])] = &[
     ("prost_types", &["grpc"]),
     ("keypool_proto", &["grpc", "server"]),
     ("tower", &["server", "grpc"]),
-    ("hyper", &["server"]),
-    ("hyper_util", &["server"]),
-    ("tokio_rustls", &["server"]),
+    // grpc::auth fetches the keys of tokens.
+    ("hyper", &["server", "grpc"]),
+    ("hyper_util", &["server", "grpc"]),
+    ("tokio_rustls", &["server", "grpc"]),
     ("tower_http", &["server"]),
     ("jsonwebtoken", &["grpc", "token"]),
     ("openmls", &["domain"]),

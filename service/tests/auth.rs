@@ -24,7 +24,7 @@ const LEEWAY: i64 = 30;
 
 fn section(keys: Vec<PathBuf>) -> AuthSection {
     let leeway = Duration::from_secs(LEEWAY as u64);
-    AuthSection { keys, audience: "keypool".into(), issuer: None, leeway }
+    AuthSection { keys, leeway, ..AuthSection::for_audience("keypool") }
 }
 
 fn clock() -> Arc<ManualClock> {

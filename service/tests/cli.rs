@@ -5,7 +5,7 @@ mod keys;
 
 use std::{
     fs,
-    path::{Path, PathBuf},
+    path::Path,
     process::{Command, Output},
     sync::Arc,
     time::Duration,
@@ -81,10 +81,9 @@ fn authenticate(folder: &TempDir, section: &AuthSection, token: &str) -> Result<
 
 fn section(audience: &str, issuer: Option<&str>) -> AuthSection {
     AuthSection {
-        keys: Vec::<PathBuf>::new(),
-        audience: audience.into(),
         issuer: issuer.map(Into::into),
         leeway: Duration::ZERO,
+        ..AuthSection::for_audience(audience)
     }
 }
 

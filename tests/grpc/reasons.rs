@@ -106,6 +106,7 @@ async fn provoke(reason: ErrorReason, server: &Server) -> Result<Rejection, &'st
         }
         ErrorReason::Overloaded => super::outages::refused_for_want_of_a_connection().await,
         ErrorReason::StoreUnavailable => super::outages::refused_without_a_database().await,
+        ErrorReason::KeysUnavailable => super::keys::refused_without_keys().await,
         ErrorReason::DeadlineExceeded => crate::transport::refused_past_its_deadline().await,
         ErrorReason::ShuttingDown => super::shutdown::refused_while_stopping().await,
     })
@@ -129,7 +130,9 @@ fn code(reason: ErrorReason) -> Code {
         | ErrorReason::ReservationNotHeld
         | ErrorReason::GroupMismatch => Code::FailedPrecondition,
         ErrorReason::RateLimited | ErrorReason::Overloaded => Code::ResourceExhausted,
-        ErrorReason::StoreUnavailable | ErrorReason::ShuttingDown => Code::Unavailable,
+        ErrorReason::StoreUnavailable
+        | ErrorReason::KeysUnavailable
+        | ErrorReason::ShuttingDown => Code::Unavailable,
         ErrorReason::DeadlineExceeded => Code::DeadlineExceeded,
         ErrorReason::Internal => Code::Internal,
     }

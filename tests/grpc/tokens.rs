@@ -1,15 +1,24 @@
-//! No call without a good token with the scope it needs.
+//! No call without a good token with the scope it needs, and none for what belongs to others:
+//! nothing is done then, and nothing is told.
 
-use keypool_client::v1::{ErrorReason, key_package_service_client::KeyPackageServiceClient};
-use keypool_proto::FILE_DESCRIPTOR_SET;
-use keypool_service::{grpc::auth::Scope, token::TokenRequest};
-use keypool_testing::server::{
-    authorized, expired_token, token, token_of, token_request, token_with,
+use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
+use jsonwebtoken::{Algorithm, EncodingKey, Header};
+use keypool_client::v1::{
+    ErrorReason, RejectReason, key_package_service_client::KeyPackageServiceClient,
 };
+use keypool_proto::FILE_DESCRIPTOR_SET;
+use keypool_service::grpc::auth::Scope;
+use keypool_testing::server::{authorized, issuer_private_key, issuer_public_key};
 use prost::Message as _;
+use serde_json::{Value, json};
 use tonic::{Request, Status, transport::Channel};
 
 use super::*;
+
+const AUDIENCE: &str = "the-pool-of-the-test";
+const ISSUER: &str = "https://issuer.test";
+/// Beyond any leeway.
+const HOUR: u64 = 3600;
 
 /// Every RPC of the contract.
 fn rpcs() -> Vec<String> {
@@ -30,88 +39,308 @@ fn scopes_of(rpc: &str) -> &'static [Scope] {
     }
 }
 
-/// Calls with an empty message: who calls is judged before what.
-async fn call(
-    grpc: &mut KeyPackageServiceClient<Channel>,
-    rpc: &str,
-    token: Option<&str>,
-) -> Result<(), Status> {
-    fn with<T: Default>(token: Option<&str>) -> Request<T> {
-        token.map_or_else(|| Request::new(T::default()), |token| authorized(token, T::default()))
+/// The claims of a good token of alice's phone, with all scopes.
+fn claims() -> Value {
+    json!({
+        "sub": "alice",
+        "client_id": "phone",
+        "scope": "keypool.publish keypool.reserve keypool.audit",
+        "aud": AUDIENCE,
+        "iss": ISSUER,
+        "exp": now() + HOUR,
+    })
+}
+
+/// The claims with another value for one of them; without it if that is null.
+fn with(name: &str, value: Value) -> Value {
+    let mut claims = claims();
+    match value {
+        Value::Null => drop(claims.as_object_mut().unwrap().remove(name)),
+        value => claims[name] = value,
     }
-    match rpc {
-        "UploadKeyPackages" => grpc.upload_key_packages(with(token)).await.map(drop),
-        "ReserveKeyPackages" => grpc.reserve_key_packages(with(token)).await.map(drop),
-        "SpendKeyPackages" => grpc.spend_key_packages(with(token)).await.map(drop),
-        "ReleaseReservations" => grpc.release_reservations(with(token)).await.map(drop),
-        "GetPoolStatus" => grpc.get_pool_status(with(token)).await.map(drop),
-        "WatchPoolStatus" => grpc.watch_pool_status(with(token)).await.map(drop),
-        "RevokeKeyPackages" => grpc.revoke_key_packages(with(token)).await.map(drop),
-        "ListPoolEvents" => grpc.list_pool_events(with(token)).await.map(drop),
-        other => panic!("no test calls {other}"),
+    claims
+}
+
+fn sign(claims: &Value) -> String {
+    let key = EncodingKey::from_ed_pem(issuer_private_key().as_bytes()).unwrap();
+    jsonwebtoken::encode(&Header::new(Algorithm::EdDSA), claims, &key).unwrap()
+}
+
+fn scoped(user_id: &str, client_id: &str, scopes: &[Scope]) -> String {
+    let mut claims = with("sub", json!(user_id));
+    claims["client_id"] = json!(client_id);
+    let names: Vec<&str> = scopes.iter().map(|scope| scope.as_str()).collect();
+    claims["scope"] = json!(names.join(" "));
+    sign(&claims)
+}
+
+/// Tokens that no call may pass with, each with the reason.
+fn bad_tokens() -> Vec<(&'static str, Option<String>, ErrorReason)> {
+    let good = sign(&claims());
+    let [header, payload, signature] = good.split('.').collect::<Vec<&str>>()[..] else {
+        panic!("three parts")
+    };
+    let encode = |value: &Value| URL_SAFE_NO_PAD.encode(value.to_string());
+    let unsigned = |alg: &str| format!("{}.{payload}.", encode(&json!({ "alg": alg })));
+    let hs256 = |secret: &[u8]| {
+        let key = EncodingKey::from_secret(secret);
+        jsonwebtoken::encode(&Header::new(Algorithm::HS256), &claims(), &key).unwrap()
+    };
+    let public = issuer_public_key();
+    let strangers = {
+        let key = keypool_testing::issuer::IssuerKey::new("stranger");
+        let mut parts = key.token("alice", "phone");
+        parts.truncate(parts.rfind('.').unwrap());
+        (key.token("alice", "phone"), parts)
+    };
+    let eve = encode(&with("sub", json!("eve")));
+    let (none, invalid, expired) =
+        (ErrorReason::TokenMissing, ErrorReason::TokenInvalid, ErrorReason::TokenExpired);
+    let der = pem::parse(public).unwrap();
+    let mut bad = vec![
+        ("no token", None, none),
+        ("an empty one", Some(String::new()), none),
+        ("no JWT", Some("nonsense".into()), invalid),
+        ("three dots", Some("...".into()), invalid),
+        ("without a signature", Some(format!("{header}.{payload}.")), invalid),
+        ("with two parts", Some(format!("{header}.{payload}")), invalid),
+        ("of another key", Some(strangers.0), invalid),
+        ("signed for another token", Some(format!("{}.{signature}", strangers.1)), invalid),
+        ("with other claims than signed", Some(format!("{header}.{eve}.{signature}")), invalid),
+        ("HS256, the public PEM its secret", Some(hs256(public.as_bytes())), invalid),
+        ("HS256, the trimmed PEM its secret", Some(hs256(public.trim().as_bytes())), invalid),
+        ("HS256, the public DER its secret", Some(hs256(der.contents())), invalid),
+        ("HS256, no secret", Some(hs256(b"")), invalid),
+    ];
+    for alg in ["none", "None", "NONE", "HS256", "EdDSA", ""] {
+        bad.push(("unsigned", Some(unsigned(alg)), invalid));
+    }
+    for (what, name, value, reason) in [
+        ("expired", "exp", json!(now() - HOUR), expired),
+        ("expired in 1970", "exp", json!(0), expired),
+        ("not yet valid", "nbf", json!(now() + HOUR), invalid),
+        ("without an end", "exp", Value::Null, invalid),
+        ("with a text for its end", "exp", json!("never"), invalid),
+        ("for another audience", "aud", json!("keypool"), invalid),
+        ("for other audiences", "aud", json!(["keypool", "chat"]), invalid),
+        ("for no audience", "aud", Value::Null, invalid),
+        ("of another issuer", "iss", json!("https://issuer.test.evil"), invalid),
+        ("of no issuer", "iss", Value::Null, invalid),
+        ("without a user", "sub", Value::Null, invalid),
+        ("with an empty user", "sub", json!(""), invalid),
+        ("with a control character", "sub", json!("alice\n"), invalid),
+        ("with users", "sub", json!(["alice"]), invalid),
+        ("without a client", "client_id", Value::Null, invalid),
+        ("with a long client", "client_id", json!("x".repeat(256)), invalid),
+        ("with a number for its client", "client_id", json!(7), invalid),
+    ] {
+        bad.push((what, Some(sign(&with(name, value))), reason));
+    }
+    bad
+}
+
+/// The messages of calls that alice's phone may make, one of each.
+struct Messages {
+    upload: v1::UploadKeyPackagesRequest,
+    reserve: v1::ReserveKeyPackagesRequest,
+    spend: v1::SpendKeyPackagesRequest,
+    release: v1::ReleaseReservationsRequest,
+    revoke: v1::RevokeKeyPackagesRequest,
+    events: v1::ListPoolEventsRequest,
+}
+
+impl Messages {
+    /// Bob and alice have pools, and alice holds two reservations of bob's.
+    async fn prepare(server: &Server) -> Self {
+        let client = async |user: &str| {
+            Client::connect(server.uri(), scoped(user, "phone", &Scope::ALL)).await.unwrap()
+        };
+        let (alice, bob) = (client("alice").await, client("bob").await);
+        publish(&bob, packages("bob", 4)).await;
+        publish(&alice, packages("alice", 2)).await;
+        let mut held = Vec::new();
+        for _ in 0..2 {
+            held.push(reserve_one(&alice, &one_of("bob")).await.reservation_id);
+        }
+        Self {
+            upload: v1::UploadKeyPackagesRequest {
+                key_packages: packages("alice", 1).into_iter().map(Into::into).collect(),
+                mode: 0,
+            },
+            reserve: one_of("bob").message().clone(),
+            spend: v1::SpendKeyPackagesRequest {
+                reservation_ids: vec![held[0].clone()],
+                group_id: GROUP.into(),
+            },
+            release: v1::ReleaseReservationsRequest { reservation_ids: vec![held[1].clone()] },
+            revoke: v1::RevokeKeyPackagesRequest {
+                client_id: "phone".into(),
+                all: true,
+                ..Default::default()
+            },
+            events: v1::ListPoolEventsRequest {
+                user_id: "alice".into(),
+                client_id: "phone".into(),
+                ..Default::default()
+            },
+        }
+    }
+
+    async fn call(
+        &self,
+        grpc: &mut KeyPackageServiceClient<Channel>,
+        rpc: &str,
+        token: Option<&str>,
+    ) -> Result<(), Status> {
+        fn with<T>(token: Option<&str>, message: T) -> Request<T> {
+            match token {
+                Some(token) => authorized(token, message),
+                None => Request::new(message),
+            }
+        }
+        match rpc {
+            "UploadKeyPackages" => {
+                grpc.upload_key_packages(with(token, self.upload.clone())).await.map(drop)
+            }
+            "ReserveKeyPackages" => {
+                grpc.reserve_key_packages(with(token, self.reserve.clone())).await.map(drop)
+            }
+            "SpendKeyPackages" => {
+                grpc.spend_key_packages(with(token, self.spend.clone())).await.map(drop)
+            }
+            "ReleaseReservations" => {
+                grpc.release_reservations(with(token, self.release.clone())).await.map(drop)
+            }
+            "GetPoolStatus" => {
+                grpc.get_pool_status(with(token, v1::GetPoolStatusRequest {})).await.map(drop)
+            }
+            "WatchPoolStatus" => {
+                grpc.watch_pool_status(with(token, v1::WatchPoolStatusRequest {})).await.map(drop)
+            }
+            "RevokeKeyPackages" => {
+                grpc.revoke_key_packages(with(token, self.revoke.clone())).await.map(drop)
+            }
+            "ListPoolEvents" => {
+                grpc.list_pool_events(with(token, self.events.clone())).await.map(drop)
+            }
+            other => panic!("no test calls {other}"),
+        }
+    }
+}
+
+/// Everything that calls can change.
+async fn contents(database: &TestDatabase) -> Vec<String> {
+    let mut contents = Vec::new();
+    for table in [
+        "pool",
+        "pool_suite",
+        "package",
+        "tombstone",
+        "published",
+        "last_resort",
+        "last_resort_grant",
+        "draw",
+        "event",
+    ] {
+        let rows = format!("SELECT '{table}' || t::text FROM {table} t ORDER BY 1");
+        let rows = sqlx::query_scalar::<_, String>(sqlx::AssertSqlSafe(rows));
+        contents.extend(rows.fetch_all(&database.pool).await.unwrap());
+    }
+    contents
+}
+
+fn strict() -> ServerOptions {
+    options().text("auth.audience", AUDIENCE).text("auth.issuer", ISSUER)
+}
+
+/// A refusal tells neither who there is, nor what a good token would say.
+#[track_caller]
+fn assert_silent(status: &Status, what: &str) {
+    let mut told = status.message().as_bytes().to_vec();
+    told.extend(status.details());
+    for value in status.metadata().clone().into_headers().values() {
+        told.extend(value.as_bytes());
+    }
+    let told = String::from_utf8_lossy(&told);
+    for secret in ["alice", "bob", "phone", AUDIENCE, ISSUER, "BEGIN", "key.pem", "auth.pub"] {
+        assert!(!told.contains(secret), "{what}: {secret} in {told}");
     }
 }
 
 #[tokio::test]
-async fn every_rpc_wants_a_good_token_with_its_scope() {
+async fn no_rpc_is_served_for_a_bad_token_or_a_missing_scope() {
     let database = database().await;
-    let server = Server::start(&database, &options()).await;
+    let server = Server::start(&database, &strict()).await;
+    let messages = Messages::prepare(&server).await;
     let mut grpc = server.grpc().await;
-    let good = token("bob", "phone");
-    let strangers_key = {
-        let folder = tempfile::TempDir::new().unwrap();
-        keypool_service::token::SigningKey::load_or_create(&folder.path().join("key.pem")).unwrap()
-    };
-    let forged = token_of(&strangers_key, &token_request("bob", "phone"));
-    let (body, _signature) = good.rsplit_once('.').unwrap();
-    let unsigned = format!("{body}.");
-    let expired = expired_token("bob", "phone");
+    let before = contents(&database).await;
+    let bad = bad_tokens();
     for rpc in rpcs() {
         let other_scopes: Vec<Scope> =
             Scope::ALL.into_iter().filter(|scope| !scopes_of(&rpc).contains(scope)).collect();
-        let unscoped = token_with("bob", "phone", &other_scopes);
-        for (token, reason) in [
-            (None, ErrorReason::TokenMissing),
-            (Some("nonsense"), ErrorReason::TokenInvalid),
-            (Some(&*forged), ErrorReason::TokenInvalid),
-            (Some(&*unsigned), ErrorReason::TokenInvalid),
-            (Some(&*expired), ErrorReason::TokenExpired),
-            (Some(&*unscoped), ErrorReason::ScopeMissing),
-        ] {
-            let refused: Rejection = call(&mut grpc, &rpc, token).await.unwrap_err().into();
-            assert_eq!(refused.reason, Some(reason), "{rpc}: {refused:?}");
-        }
-        // With the scope and no other, the call gets as far as its empty message.
-        for scope in scopes_of(&rpc) {
-            let scoped = token_with("bob", "phone", &[*scope]);
-            if let Err(status) = call(&mut grpc, &rpc, Some(&scoped)).await {
-                let refused = Rejection::from(status);
-                assert_eq!(refused.reason, Some(ErrorReason::InvalidArgument), "{rpc}");
-            } else {
-                let without_arguments = ["GetPoolStatus", "WatchPoolStatus", "ListPoolEvents"];
-                assert!(without_arguments.contains(&&*rpc), "{rpc}");
-            }
+        let missing = ErrorReason::ScopeMissing;
+        let unscoped = [
+            ("with the other scopes", Some(scoped("alice", "phone", &other_scopes)), missing),
+            ("without a scope", Some(sign(&with("scope", Value::Null))), missing),
+            ("with foreign scopes", Some(sign(&with("scope", json!("admin keypool *")))), missing),
+        ];
+        for (what, token, reason) in bad.iter().chain(&unscoped) {
+            let answer = messages.call(&mut grpc, &rpc, token.as_deref()).await;
+            let status = answer.expect_err(&format!("{rpc}, {what}"));
+            assert_silent(&status, &format!("{rpc}, {what}"));
+            let refused = Rejection::from(status);
+            assert_eq!(refused.reason, Some(*reason), "{rpc}, {what}: {refused:?}");
         }
     }
+    assert_eq!(contents(&database).await, before, "something was done");
+
+    // None of them would have failed for another reason: with the scope and no other, each passes.
+    let mut last = rpcs();
+    last.sort_by_key(|rpc| rpc == "RevokeKeyPackages"); // it takes away what others need
+    for rpc in last {
+        for scope in scopes_of(&rpc) {
+            let token = scoped("alice", "phone", &[*scope]);
+            messages.call(&mut grpc, &rpc, Some(&token)).await.unwrap();
+        }
+    }
+    assert_ne!(contents(&database).await, before);
 }
 
+/// A good token, for what belongs to another user or to another client of the same user.
 #[tokio::test]
-async fn audience_and_issuer_are_checked_where_they_are_configured() {
+async fn what_belongs_to_others_is_out_of_reach() {
     let database = database().await;
-    let strict = options().text("auth.audience", "pool").text("auth.issuer", "us");
-    let server = Server::start(&database, &strict).await;
-    let call = async |audience: &str, issuer: Option<&str>| {
-        let request = TokenRequest {
-            audience: audience.into(),
-            issuer: issuer.map(Into::into),
-            ..token_request("bob", "phone")
-        };
-        let token = keypool_testing::server::issue(&request);
-        Client::connect(server.uri(), token).await.unwrap().pool_status().await
-    };
-    assert!(call("pool", Some("us")).await.is_ok());
-    for (audience, issuer) in [("keypool", Some("us")), ("pool", Some("them")), ("pool", None)] {
-        let refused = rejection(call(audience, issuer).await);
-        assert_eq!(refused.reason, Some(ErrorReason::TokenInvalid), "{audience} {issuer:?}");
+    let server = Server::start(&database, &strict()).await;
+    let messages = Messages::prepare(&server).await;
+    let mut grpc = server.grpc().await;
+    let before = contents(&database).await;
+    let (unknown, not_yours) = (ErrorReason::ReservationUnknown, ErrorReason::NotYourPool);
+    for (user, client) in [("mallory", "phone"), ("bob", "phone"), ("alice", "tablet")] {
+        let own = scoped(user, client, &[Scope::Publish, Scope::Reserve]);
+        for (rpc, reason) in [
+            ("SpendKeyPackages", unknown),
+            ("ReleaseReservations", unknown),
+            ("ListPoolEvents", not_yours),
+        ] {
+            let status = messages.call(&mut grpc, rpc, Some(&own)).await.unwrap_err();
+            assert_silent(&status, rpc);
+            assert_eq!(Rejection::from(status).reason, Some(reason), "{user}/{client} {rpc}");
+        }
+        let status = grpc.get_pool_status(authorized(&own, v1::GetPoolStatusRequest {})).await;
+        let seen: u32 =
+            status.unwrap().into_inner().cipher_suites.iter().map(|s| s.available).sum();
+        assert_eq!(seen, if user == "bob" { 2 } else { 0 }, "its own alone");
     }
+    assert_eq!(contents(&database).await, before, "something was done");
+
+    // Packages in alice's name, and a Revoke of the client that has the same id as hers.
+    let mallory = scoped("mallory", "phone", &[Scope::Publish]);
+    let upload = authorized(&mallory, messages.upload.clone());
+    let answer = grpc.upload_key_packages(upload).await.unwrap().into_inner();
+    let rejected = answer.results[0].rejected().unwrap();
+    assert_eq!(rejected.reason(), RejectReason::CredentialMismatch);
+    messages.call(&mut grpc, "RevokeKeyPackages", Some(&mallory)).await.unwrap();
+    let after = contents(&database).await;
+    let lost: Vec<&String> = before.iter().filter(|row| !after.contains(row)).collect();
+    assert!(lost.is_empty(), "{lost:?}");
 }

@@ -18,7 +18,9 @@ use std::{ffi::OsString, fmt, fs, net::SocketAddr, path::Path};
 pub use database::DatabaseSection;
 pub use packages::UploadSection;
 pub use secret::Secret;
-pub use sections::{AuthSection, LogFormat, LogSection, ServerSection, SweeperSection};
+pub use sections::{
+    AuthSection, JwksSection, LogFormat, LogSection, ServerSection, SweeperSection,
+};
 use source::Source;
 pub use tls::TlsSection;
 

@@ -2,6 +2,7 @@
 
 use std::{path::PathBuf, time::Duration};
 
+use http::Uri;
 use tracing_subscriber::EnvFilter;
 
 use super::source::{DAY, HOUR, MILLISECOND, MINUTE, SECOND, Source, YEAR};
@@ -9,8 +10,13 @@ use super::source::{DAY, HOUR, MILLISECOND, MINUTE, SECOND, Source, YEAR};
 /// `[auth]`: whose tokens are accepted.
 #[derive(Debug, Clone, PartialEq)]
 pub struct AuthSection {
-    /// `keys`: files with public keys, PEM or JWKS; a JWKS file starts with `{`. Required.
+    /// `keys`: files with public keys, PEM or JWKS; a JWKS file starts with `{`. Required, but
+    /// where there is a `jwks_url`.
     pub keys: Vec<PathBuf>,
+    /// `reload_interval`: the files are looked at again after this time. Default 10s.
+    pub reload_interval: Duration,
+    /// `jwks_url` and what goes with it.
+    pub jwks: Option<JwksSection>,
     /// `audience`: what the `aud` of a token must name. Required.
     pub audience: String,
     /// `issuer`: what the `iss` of a token must be. Not checked by default.
@@ -22,18 +28,23 @@ pub struct AuthSection {
 impl AuthSection {
     /// The defaults for an audience, with no key file.
     pub fn for_audience(audience: impl Into<String>) -> Self {
-        let leeway = 30 * SECOND;
-        Self { keys: Vec::new(), audience: audience.into(), issuer: None, leeway }
+        Self {
+            keys: Vec::new(),
+            reload_interval: 10 * SECOND,
+            jwks: None,
+            audience: audience.into(),
+            issuer: None,
+            leeway: 30 * SECOND,
+        }
     }
 
     pub(super) fn read(source: &mut Source) -> Option<Self> {
-        for (key, what) in [
-            ("auth.keys", "is required: a list of files with the public keys of tokens"),
-            ("auth.audience", "is required: what the `aud` of a token must name"),
-        ] {
-            if !source.is_given(key) {
-                source.report(key, what);
-            }
+        if !source.is_given("auth.keys") && !source.is_given("auth.jwks_url") {
+            let what = "or auth.jwks_url is required: where the public keys of tokens are";
+            source.report("auth.keys", what);
+        }
+        if !source.is_given("auth.audience") {
+            source.report("auth.audience", "is required: what the `aud` of a token must name");
         }
         let keys = source.read("auth.keys", |given| {
             let paths = given.list()?.into_iter().map(|path| path.text().map(PathBuf::from));
@@ -43,7 +54,61 @@ impl AuthSection {
         let audience = source.read("auth.audience", |given| given.text());
         let issuer = source.read("auth.issuer", |given| given.text());
         let leeway = source.duration("auth.leeway", 30 * SECOND, Duration::ZERO..=5 * MINUTE);
-        Some(Self { keys: keys?, audience: audience?, issuer, leeway })
+        let reload_interval =
+            source.duration("auth.reload_interval", 10 * SECOND, SECOND / 100..=HOUR);
+        let jwks = JwksSection::read(source);
+        Some(Self {
+            keys: keys.unwrap_or_default(),
+            reload_interval,
+            jwks,
+            audience: audience?,
+            issuer,
+            leeway,
+        })
+    }
+}
+
+/// The keys that an issuer of tokens publishes.
+#[derive(Debug, Clone, PartialEq)]
+pub struct JwksSection {
+    /// `jwks_url`: an `https://` URL with a JWKS document (RFC 7517, section 5).
+    pub url: Uri,
+    /// `jwks_ca`: a PEM file with the CAs of that server, instead of those that browsers trust.
+    pub ca: Option<PathBuf>,
+    /// `jwks_refresh_interval`: the keys are fetched again after this time. Default 5m.
+    pub refresh_interval: Duration,
+    /// `jwks_min_refresh_interval`: and at once when a token names a key that is not among them,
+    /// or when they could not be fetched, but not before this time. Default 10s.
+    pub min_refresh_interval: Duration,
+    /// `jwks_max_age`: keys that could not be fetched again for this long are not trusted any
+    /// more. Default 1h.
+    pub max_age: Duration,
+}
+
+impl JwksSection {
+    fn read(source: &mut Source) -> Option<Self> {
+        let given = source.is_given("auth.jwks_url");
+        if source.is_given("auth.jwks_ca") && !given {
+            source.report("auth.jwks_ca", "needs auth.jwks_url");
+        }
+        let url = source.read("auth.jwks_url", |given| {
+            let url: Option<Uri> = given.text()?.parse().ok();
+            let url = url.filter(|url| url.scheme_str() == Some("https") && url.host().is_some());
+            // Credentials in it would be shown in logs, and are not sent.
+            let url =
+                url.filter(|url| !url.authority().is_some_and(|it| it.as_str().contains('@')));
+            url.ok_or_else(|| "must be a URL as in https://login.example.org/keys".into())
+        });
+        let ca = source.read("auth.jwks_ca", |given| given.text().map(PathBuf::from));
+        let mut duration = |key, default, least| source.duration(key, default, least..=DAY);
+        let refresh_interval = duration("auth.jwks_refresh_interval", 5 * MINUTE, 10 * MILLISECOND);
+        let min_refresh_interval =
+            duration("auth.jwks_min_refresh_interval", 10 * SECOND, 10 * MILLISECOND);
+        let max_age = duration("auth.jwks_max_age", HOUR, 10 * MILLISECOND);
+        if given && max_age <= refresh_interval {
+            source.report("auth.jwks_max_age", "must exceed auth.jwks_refresh_interval");
+        }
+        Some(Self { url: url?, ca, refresh_interval, min_refresh_interval, max_age })
     }
 }
 

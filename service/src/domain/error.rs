@@ -80,6 +80,9 @@ pub enum Error {
     /// The database cannot be reached.
     #[error("the database cannot be reached")]
     StoreUnavailable(#[source] anyhow::Error),
+    /// The keys that tokens are verified with could not be fetched for too long.
+    #[error("the keys of the token's issuer cannot be fetched")]
+    KeysUnavailable,
     /// This replica is shutting down.
     #[error("this replica is shutting down")]
     ShuttingDown,

@@ -1,13 +1,22 @@
 //! Who calls: the bearer JWT (RFC 7519, RFC 6750) of a call, verified.
 
+mod caller;
+mod jwks;
 mod keys;
+mod trusted;
+mod verified;
 
-use std::{fmt, sync::Arc};
+use std::sync::Arc;
 
+use aws_lc_rs::digest::{SHA256, digest};
+pub use caller::{Caller, Scope, Scopes};
 use http::{HeaderMap, header::AUTHORIZATION};
 use jsonwebtoken::{decode_header, errors::ErrorKind};
 pub use keys::{KeySet, VerifyingKey};
 use serde::Deserialize;
+use tokio_util::sync::CancellationToken;
+use trusted::{Current, TrustedKeys};
+use verified::{Verified, VerifiedTokens};
 
 use crate::{
     config::AuthSection,
@@ -18,79 +27,11 @@ use crate::{
     },
 };
 
+/// Why a token is refused that a key may have signed which keypool does not know yet.
+const NO_KEY: &str = "no key for its algorithm and key id";
+
 /// A longer `authorization` header is refused before anything is decoded.
 const MAX_HEADER_BYTES: usize = 8 * 1024;
-
-/// What a token allows.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Scope {
-    /// Upload, and look after one's own pool.
-    Publish,
-    /// Reserve, spend and release the packages of others.
-    Reserve,
-    /// Read the events of every pool.
-    Audit,
-}
-
-impl Scope {
-    /// All there are.
-    pub const ALL: [Self; 3] = [Self::Publish, Self::Reserve, Self::Audit];
-
-    /// The name in the `scope` claim.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Publish => "keypool.publish",
-            Self::Reserve => "keypool.reserve",
-            Self::Audit => "keypool.audit",
-        }
-    }
-
-    /// The scope of that name.
-    pub fn from_name(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|scope| scope.as_str() == name)
-    }
-}
-
-impl fmt::Display for Scope {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
-    }
-}
-
-/// The scopes of a token. Those of other services are left out.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Scopes(Vec<Scope>);
-
-impl Scopes {
-    /// From a `scope` claim: names separated by spaces (RFC 8693, section 4.2).
-    fn parse(claim: &str) -> Self {
-        Self(Scope::ALL.into_iter().filter(|s| claim.split(' ').any(|n| n == s.as_str())).collect())
-    }
-
-    /// Whether `scope` is among them.
-    pub fn contains(&self, scope: Scope) -> bool {
-        self.0.contains(&scope)
-    }
-}
-
-/// Who calls, as the token says.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Caller {
-    /// The calling client and its user.
-    pub key: ClientKey,
-    /// What it may do.
-    pub scopes: Scopes,
-}
-
-impl Caller {
-    /// Passes a caller that has `scope`.
-    ///
-    /// # Errors
-    /// [`Error::ScopeMissing`].
-    pub fn require(&self, scope: Scope) -> Result<(), Error> {
-        self.scopes.contains(scope).then_some(()).ok_or(Error::ScopeMissing(scope.as_str()))
-    }
-}
 
 /// The claims that matter here (RFC 7519, section 4.1). A claim that is there twice, or has
 /// another type, fails the whole token.
@@ -127,7 +68,8 @@ impl Audience {
 /// neither bring a key nor make one serve another algorithm (RFC 8725, section 3.1).
 #[derive(Debug)]
 pub struct Authenticator {
-    keys: KeySet,
+    keys: TrustedKeys,
+    verified: VerifiedTokens,
     audience: String,
     issuer: Option<String>,
     leeway: i64,
@@ -135,18 +77,24 @@ pub struct Authenticator {
 }
 
 impl Authenticator {
-    /// Reads the key files that the configuration names.
+    /// Reads the key files that the configuration names. Keys that are fetched are there once
+    /// [`Authenticator::keep_keys`] runs.
     ///
     /// # Errors
     /// A file that cannot be read, or holds no usable public key.
     pub fn from_config(section: &AuthSection, clock: Arc<dyn Clock>) -> anyhow::Result<Self> {
-        Ok(Self::new(KeySet::load(&section.keys)?, section, clock))
+        Ok(Self::with(TrustedKeys::load(section)?, section, clock))
     }
 
-    /// With these keys; those of the section are not read.
+    /// With these keys and no others; those of the section are not read.
     pub fn new(keys: KeySet, section: &AuthSection, clock: Arc<dyn Clock>) -> Self {
+        Self::with(TrustedKeys::fixed(keys), section, clock)
+    }
+
+    fn with(keys: TrustedKeys, section: &AuthSection, clock: Arc<dyn Clock>) -> Self {
         Self {
             keys,
+            verified: VerifiedTokens::default(),
             audience: section.audience.clone(),
             issuer: section.issuer.clone(),
             leeway: i64::try_from(section.leeway.as_secs()).unwrap_or(i64::MAX),
@@ -154,17 +102,58 @@ impl Authenticator {
         }
     }
 
-    /// The caller that the `authorization` header names.
+    /// Reads key files again when they change, and fetches keys, until told to stop.
+    pub async fn keep_keys(&self, stop: CancellationToken) {
+        self.keys.keep(stop).await;
+    }
+
+    /// The caller that the `authorization` header names. A token of an unknown key waits for the
+    /// keys to be fetched again, if it is time for that.
     ///
     /// # Errors
-    /// [`Error::TokenMissing`], [`Error::TokenInvalid`] or [`Error::TokenExpired`]. None of them
+    /// As [`Authenticator::authenticate`].
+    pub async fn admit(&self, headers: &HeaderMap) -> Result<Caller, Error> {
+        match self.authenticate(headers) {
+            Err(Error::TokenInvalid(NO_KEY) | Error::KeysUnavailable)
+                if self.keys.refreshed().await =>
+            {
+                self.authenticate(headers)
+            }
+            answer => answer,
+        }
+    }
+
+    /// The caller that the `authorization` header names, by the keys that are there.
+    ///
+    /// # Errors
+    /// [`Error::TokenMissing`], [`Error::TokenInvalid`] or [`Error::TokenExpired`];
+    /// [`Error::KeysUnavailable`] when the keys could not be fetched for too long. None of them
     /// repeats any part of the token.
     pub fn authenticate(&self, headers: &HeaderMap) -> Result<Caller, Error> {
-        let claims = self.verify(bearer(headers)?)?;
-        self.check(&claims)?;
+        let token = bearer(headers)?;
+        let keys = self.keys.current();
+        if keys.is_outdated() {
+            return self.verify(&keys, token).map(|verified| verified.caller);
+        }
+        let digest: [u8; 32] = match digest(&SHA256, token.as_bytes()).as_ref().try_into() {
+            Ok(digest) => digest,
+            Err(_) => return self.verify(&keys, token).map(|verified| verified.caller),
+        };
+        let now = self.clock.now().unix_timestamp();
+        if let Some(caller) = self.verified.get(&digest, keys.generation, now) {
+            return Ok(caller);
+        }
+        let verified = self.verify(&keys, token)?;
+        self.verified.put(digest, keys.generation, verified.clone());
+        Ok(verified.caller)
+    }
+
+    fn verify(&self, keys: &Current, token: &str) -> Result<Verified, Error> {
+        let claims = signed(keys, token)?;
+        let until = self.check(&claims)?;
         let user = claims.sub.ok_or(Error::TokenInvalid("no sub claim"))?;
         let client = claims.client_id.ok_or(Error::TokenInvalid("no client_id claim"))?;
-        Ok(Caller {
+        let caller = Caller {
             key: ClientKey {
                 user: UserId::parse(user)
                     .map_err(|_| Error::TokenInvalid("the sub claim is no user id"))?,
@@ -172,30 +161,12 @@ impl Authenticator {
                     .map_err(|_| Error::TokenInvalid("the client_id claim is no client id"))?,
             },
             scopes: Scopes::parse(claims.scope.as_deref().unwrap_or_default()),
-        })
+        };
+        Ok(Verified { caller, until })
     }
 
-    fn verify(&self, token: &str) -> Result<Claims, Error> {
-        let header = decode_header(token)
-            .map_err(|_| Error::TokenInvalid("malformed, or of an unknown algorithm"))?;
-        // No critical header is understood here (RFC 7515, section 4.1.11).
-        if header.crit.is_some() {
-            return Err(Error::TokenInvalid("a critical header is not supported"));
-        }
-        let mut reason = "no key for its algorithm and key id";
-        for key in self.keys.candidates(&header) {
-            match key.verify(token) {
-                Ok(claims) => return Ok(claims),
-                Err(error) if matches!(error.kind(), ErrorKind::InvalidSignature) => {
-                    reason = "the signature does not verify";
-                }
-                Err(_) => return Err(Error::TokenInvalid("malformed, or a claim of a wrong type")),
-            }
-        }
-        Err(Error::TokenInvalid(reason))
-    }
-
-    fn check(&self, claims: &Claims) -> Result<(), Error> {
+    /// When the token ends, in seconds since 1970, as this server sees it.
+    fn check(&self, claims: &Claims) -> Result<i64, Error> {
         let audience = claims.aud.as_ref().ok_or(Error::TokenInvalid("no aud claim"))?;
         if !audience.names(&self.audience) {
             return Err(Error::TokenInvalid("for another audience"));
@@ -205,16 +176,42 @@ impl Authenticator {
         }
         let now = self.clock.now().unix_timestamp();
         let exp = claims.exp.as_ref().ok_or(Error::TokenInvalid("no exp claim"))?;
-        if seconds(exp).saturating_add(self.leeway) <= now {
+        let until = seconds(exp).saturating_add(self.leeway);
+        if until <= now {
             return Err(Error::TokenExpired);
         }
         match &claims.nbf {
             Some(nbf) if seconds(nbf).saturating_sub(self.leeway) > now => {
                 Err(Error::TokenInvalid("not yet valid"))
             }
-            _ => Ok(()),
+            _ => Ok(until),
         }
     }
+}
+
+/// The claims of a token that one of the keys signed.
+fn signed(keys: &Current, token: &str) -> Result<Claims, Error> {
+    let header = decode_header(token)
+        .map_err(|_| Error::TokenInvalid("malformed, or of an unknown algorithm"))?;
+    // No critical header is understood here (RFC 7515, section 4.1.11).
+    if header.crit.is_some() {
+        return Err(Error::TokenInvalid("a critical header is not supported"));
+    }
+    let mut reason = NO_KEY;
+    for key in keys.candidates(&header) {
+        match key.verify(token) {
+            Ok(claims) => return Ok(claims),
+            Err(error) if matches!(error.kind(), ErrorKind::InvalidSignature) => {
+                reason = "the signature does not verify";
+            }
+            Err(_) => return Err(Error::TokenInvalid("malformed, or a claim of a wrong type")),
+        }
+    }
+    // Its key may be among those that are out of reach.
+    if keys.is_outdated() {
+        return Err(Error::KeysUnavailable);
+    }
+    Err(Error::TokenInvalid(reason))
 }
 
 /// A NumericDate (RFC 7519, section 2) in whole seconds, which it may hold fractions of.

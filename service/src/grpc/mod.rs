@@ -1,10 +1,12 @@
 //! The wire: parses requests into domain types, calls a use case, and answers.
 
+mod admit;
 pub mod auth;
 mod convert;
 mod deadline;
 mod service;
 pub mod status;
 
+pub use admit::Admit;
 pub use deadline::DeadlineLayer;
-pub use service::{CallLimits, GrpcService, admit, explain_unread};
+pub use service::{CallLimits, GrpcService, explain_unread};

@@ -10,7 +10,7 @@ use tonic::{Code, Request, Response, Status};
 use tracing::Span;
 
 use super::{
-    auth::{Authenticator, Caller, Scope},
+    auth::{Caller, Scope},
     convert, status,
 };
 use crate::{
@@ -97,23 +97,6 @@ fn allowed<Q>(request: &Request<Q>, scopes: &[Scope]) -> Result<Caller, Error> {
         caller.require(*first)?;
     }
     Ok(caller.clone())
-}
-
-/// Lets a call in when its token is good and the server is not about to stop. Runs before the
-/// request's message is read.
-pub fn admit(
-    authenticator: Arc<Authenticator>,
-    stop: CancellationToken,
-) -> impl Fn(Request<()>) -> Result<Request<()>, Status> + Clone + Send + Sync + 'static {
-    move |mut request| {
-        if stop.is_cancelled() {
-            return Err(refuse(&Error::ShuttingDown));
-        }
-        let caller = authenticator.authenticate(request.metadata().as_ref());
-        let caller = caller.map_err(|error| refuse(&error))?;
-        request.extensions_mut().insert(caller);
-        Ok(request)
-    }
 }
 
 /// Gives the answers that tonic makes to a message it cannot read the form of all others: they

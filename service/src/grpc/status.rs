@@ -14,6 +14,8 @@ const OVERLOADED_RETRY: Duration = Duration::from_millis(200);
 const RATE_LIMITED_RETRY: Duration = Duration::from_secs(5);
 /// When to come back after [`Error::StoreUnavailable`]: a failover takes seconds.
 const STORE_RETRY: Duration = Duration::from_secs(1);
+/// When to come back after [`Error::KeysUnavailable`].
+const KEYS_RETRY: Duration = Duration::from_secs(5);
 
 /// The code and reason of an error.
 pub fn code_and_reason(error: &Error) -> (Code, ErrorReason) {
@@ -38,6 +40,7 @@ pub fn code_and_reason(error: &Error) -> (Code, ErrorReason) {
         Error::GroupMismatch => (Code::FailedPrecondition, ErrorReason::GroupMismatch),
         Error::Overloaded => (Code::ResourceExhausted, ErrorReason::Overloaded),
         Error::StoreUnavailable(_) => (Code::Unavailable, ErrorReason::StoreUnavailable),
+        Error::KeysUnavailable => (Code::Unavailable, ErrorReason::KeysUnavailable),
         Error::ShuttingDown => (Code::Unavailable, ErrorReason::ShuttingDown),
         Error::DeadlineExceeded => (Code::DeadlineExceeded, ErrorReason::DeadlineExceeded),
         Error::Internal(_) => (Code::Internal, ErrorReason::Internal),
@@ -75,6 +78,7 @@ fn retry_after(error: &Error) -> Option<Duration> {
         Error::Overloaded => Some(OVERLOADED_RETRY),
         Error::RateLimited(_) => Some(RATE_LIMITED_RETRY),
         Error::StoreUnavailable(_) => Some(STORE_RETRY),
+        Error::KeysUnavailable => Some(KEYS_RETRY),
         Error::ShuttingDown => Some(Duration::ZERO),
         _ => None,
     }

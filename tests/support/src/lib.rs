@@ -6,6 +6,7 @@ pub mod contract;
 pub mod database;
 pub mod drain;
 pub mod forge;
+pub mod issuer;
 pub mod member;
 pub mod plans;
 pub mod proxy;

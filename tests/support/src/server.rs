@@ -47,6 +47,7 @@ const POLL_INTERVAL: Duration = Duration::from_millis(5);
 /// Who issues the tokens of a test: a key made by this process.
 struct Issuer {
     key: SigningKey,
+    private_pem: String,
     public_pem: String,
 }
 
@@ -54,12 +55,23 @@ static ISSUER: LazyLock<Issuer> = LazyLock::new(|| {
     let pair = Ed25519KeyPair::generate().expect("randomness");
     let private = pair.to_pkcs8v1().expect("its encoding");
     let public: PublicKeyX509Der<'_> = pair.public_key().as_der().expect("its encoding");
+    let private_pem = pem::encode(&Pem::new("PRIVATE KEY", private.as_ref()));
     Issuer {
-        key: SigningKey::from_pem(&pem::encode(&Pem::new("PRIVATE KEY", private.as_ref())))
-            .expect("a key"),
+        key: SigningKey::from_pem(&private_pem).expect("a key"),
+        private_pem,
         public_pem: pem::encode(&Pem::new("PUBLIC KEY", public.as_ref())),
     }
 });
+
+/// The key that signs them, Ed25519 in PEM, for tokens that no issuer would make.
+pub fn issuer_private_key() -> &'static str {
+    &ISSUER.private_pem
+}
+
+/// The public half of the key that signs them, in PEM.
+pub fn issuer_public_key() -> &'static str {
+    &ISSUER.public_pem
+}
 
 /// A token for every server of this process, with all scopes.
 pub fn token(user_id: &str, client_id: &str) -> String {
@@ -163,6 +175,12 @@ impl ServerOptions {
         self
     }
 
+    /// Leaves out a key that is set otherwise.
+    #[must_use]
+    pub fn without(self, key: &'static str) -> Self {
+        self.set(key, "")
+    }
+
     /// Sets a key to a text.
     #[must_use]
     pub fn text(self, key: &'static str, value: impl AsRef<str>) -> Self {
@@ -181,7 +199,7 @@ impl ConfigFile {
     pub fn new(url: &str, options: &ServerOptions) -> Self {
         let folder = TempDir::new().expect("a folder");
         let key = folder.path().join("auth.pub.pem");
-        fs::write(&key, &ISSUER.public_pem).expect("a key file");
+        fs::write(&key, issuer_public_key()).expect("a key file");
         let ServerOptions(mut keys) = ServerOptions::default()
             .text("listen", "127.0.0.1:0")
             .text("database.url", url)
@@ -189,9 +207,15 @@ impl ConfigFile {
             .text("auth.audience", "keypool")
             .set("server.plaintext", true);
         keys.extend(options.0.clone());
+        keys.retain(|_, value| !value.is_empty());
         let lines: String = keys.iter().map(|(key, value)| format!("{key} = {value}\n")).collect();
         fs::write(folder.path().join("keypool.toml"), lines).expect("a configuration file");
         Self { folder }
+    }
+
+    /// The file with the public key of this process's tokens.
+    pub fn key_file(&self) -> PathBuf {
+        self.folder.path().join("auth.pub.pem")
     }
 
     /// `keypool COMMAND --config FILE`.
@@ -293,6 +317,11 @@ impl Server {
     pub fn uri(&self) -> String {
         let scheme = if self.tls.is_some() { "https" } else { "http" };
         format!("{scheme}://{}", self.address)
+    }
+
+    /// The file with the public key of this process's tokens.
+    pub fn key_file(&self) -> PathBuf {
+        self.config.key_file()
     }
 
     /// The process.

@@ -19,7 +19,8 @@ use jsonwebtoken::{
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::Claims;
+use super::{Claims, jwks::Jwks};
+use crate::config::JwksSection;
 
 /// The algorithms of tokens, each with one kind of key.
 const ALGORITHMS: [Algorithm; 3] = [Algorithm::EdDSA, Algorithm::ES256, Algorithm::RS256];
@@ -89,6 +90,13 @@ impl VerifyingKey {
         keys.next().context("it holds no Ed25519, P-256 or RSA (2048 to 8192 bits) public key")
     }
 
+    /// Whether it may have signed a token with this header. A key without an id, as one from a PEM
+    /// file, may have signed with any id.
+    pub(super) fn fits(&self, header: &Header) -> bool {
+        self.algorithm == header.alg
+            && (header.kid.is_none() || self.id.is_none() || self.id == header.kid)
+    }
+
     /// `None` for a key that serves something else than verifying such tokens.
     fn from_jwk(jwk: &Jwk) -> anyhow::Result<Option<Self>> {
         let algorithm = match &jwk.algorithm {
@@ -142,24 +150,46 @@ impl KeySet {
     /// # Errors
     /// A file that cannot be read or holds no usable public key; the first such file is named.
     pub fn load(files: &[impl AsRef<Path>]) -> anyhow::Result<Self> {
+        Self::from_texts(&read_files(files)?)
+    }
+
+    /// What files hold, each with its name.
+    pub(super) fn from_texts(texts: &[(String, String)]) -> anyhow::Result<Self> {
         let mut keys = Vec::new();
-        for path in files.iter().map(AsRef::as_ref) {
-            let text = fs::read_to_string(path).with_context(|| path.display().to_string())?;
+        for (name, text) in texts {
             let parse = if text.trim_start().starts_with('{') { read_jwks } else { read_pem };
-            let found = parse(&text).and_then(Self::new);
-            keys.extend(found.with_context(|| path.display().to_string())?.0);
+            let found = parse(text).and_then(Self::new).with_context(|| name.clone())?;
+            keys.extend(found.0);
         }
         Self::new(keys)
     }
 
-    /// The keys that may have signed a token with this header. A key without an id, as one from
-    /// a PEM file, may have signed with any id.
-    pub(super) fn candidates(&self, header: &Header) -> impl Iterator<Item = &VerifyingKey> {
-        self.0.iter().filter(|key| {
-            key.algorithm == header.alg
-                && (header.kid.is_none() || key.id.is_none() || key.id == header.kid)
-        })
+    /// Fetches what an issuer publishes.
+    ///
+    /// # Errors
+    /// It cannot be fetched, or holds no usable public key.
+    pub async fn fetch(section: &JwksSection) -> anyhow::Result<Self> {
+        Self::from_jwks(&Jwks::new(section)?.fetch().await?)
     }
+
+    /// A JWKS document.
+    pub(super) fn from_jwks(text: &str) -> anyhow::Result<Self> {
+        read_jwks(text).and_then(Self::new)
+    }
+
+    pub(super) fn into_keys(self) -> Vec<VerifyingKey> {
+        self.0
+    }
+}
+
+/// The name and the text of each file.
+pub(super) fn read_files(files: &[impl AsRef<Path>]) -> anyhow::Result<Vec<(String, String)>> {
+    let read = |path: &Path| {
+        let name = path.display().to_string();
+        let text = fs::read_to_string(path).with_context(|| name.clone())?;
+        Ok((name, text))
+    };
+    files.iter().map(|path| read(path.as_ref())).collect()
 }
 
 fn read_pem(text: &str) -> anyhow::Result<Vec<VerifyingKey>> {
