@@ -28,8 +28,7 @@ async fn health_follows_the_database() {
 #[tokio::test]
 async fn a_busy_database_is_a_healthy_one() {
     let database = database().await;
-    let busy =
-        options().set("database.max_connections", 1).text("database.acquire_timeout", "50ms");
+    let busy = options().set("database.max_connections", 1).text("database.acquire_timeout", "1s");
     let server = Server::start(&database, &busy).await;
     let lock = database.lock_table("pool").await;
     let client = server.client("bob", "phone").await;

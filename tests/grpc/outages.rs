@@ -10,7 +10,7 @@ use super::*;
 /// One call holds the only connection; another waits for it in vain.
 pub(super) async fn refused_for_want_of_a_connection() -> Rejection {
     let one = options().set("database.max_connections", 1);
-    refused_beside_another(one.text("database.acquire_timeout", "100ms")).await
+    refused_beside_another(one.text("database.acquire_timeout", "1s")).await
 }
 
 /// Calls while another one waits for a lock in the database.
@@ -35,7 +35,7 @@ async fn refused_beside_another(options: ServerOptions) -> Rejection {
 pub(super) async fn refused_without_a_database() -> Rejection {
     let database = database().await;
     let proxy = Proxy::to(database.target()).await;
-    let quick = options().text("database.acquire_timeout", "100ms");
+    let quick = options().text("database.acquire_timeout", "1s");
     let server = Server::on(&database.url_through(&proxy, "password"), &quick).await;
     let client = server.client("bob", "phone").await;
     client.pool_status().await.unwrap();
@@ -75,7 +75,7 @@ async fn a_call_that_a_lock_holds_up_for_too_long_is_given_up() {
 async fn a_database_lost_before_the_first_call_is_not_taken_for_a_busy_one() {
     let database = database().await;
     let proxy = Proxy::to(database.target()).await;
-    let quick = options().text("database.acquire_timeout", "100ms");
+    let quick = options().text("database.acquire_timeout", "1s");
     let server = Server::on(&database.url_through(&proxy, "password"), &quick).await;
     let client = server.client("bob", "phone").await;
     proxy.cut();
@@ -90,7 +90,7 @@ async fn without_a_database_every_call_says_so_and_when_it_is_back_they_succeed(
     let database = database().await;
     let proxy = Proxy::to(database.target()).await;
     let two = options().set("database.max_connections", 2);
-    let two = two.text("database.acquire_timeout", "100ms");
+    let two = two.text("database.acquire_timeout", "1s");
     let server = Server::on(&database.url_through(&proxy, "password"), &two).await;
     let client = publish_some(&server, "bob", 1).await;
     proxy.cut();

@@ -44,7 +44,7 @@ async fn nothing_secret_is_in_the_log_of_a_whole_flow() {
     let database = database().await;
     let proxy = Proxy::to(database.target()).await;
     let url = database.url_through(&proxy, PASSWORD);
-    let loud = options().text("log.filter", "trace").text("database.acquire_timeout", "100ms");
+    let loud = options().text("log.filter", "trace").text("database.acquire_timeout", "1s");
     let server = Server::on(&url, &loud).await;
 
     // The generated client does not mark its token as sensitive, as many clients do not.
