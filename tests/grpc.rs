@@ -9,6 +9,7 @@ mod limits;
 mod main_job;
 mod memory;
 mod outages;
+mod probes;
 mod reasons;
 mod reflection;
 mod refusals;

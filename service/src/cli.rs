@@ -32,6 +32,12 @@ pub(crate) enum Command {
     Serve(ConfigArgs),
     /// Bring the database's schema up to date
     Migrate(ConfigArgs),
+    /// Wait until the database answers and its schema is up to date
+    ///
+    /// Ends with 0 as soon as `serve` could start on the database, or with 1 and the reason when
+    /// the time is up. For the step before `serve` of a rollout: it holds new replicas back until
+    /// `keypool migrate` is done. Changes nothing.
+    Wait(WaitArgs),
     /// Run a whole keypool in one folder, with a Postgres of its own; for development only
     ///
     /// Starts Postgres in the folder, migrates, makes a signing key `dev-key.pem` there if there
@@ -59,6 +65,16 @@ pub(crate) struct ConfigArgs {
     /// `url` of `[database]`.
     #[arg(long, value_name = "FILE", env = "KEYPOOL_CONFIG", hide_env_values = true)]
     pub(crate) config: PathBuf,
+}
+
+/// What `keypool wait` waits for, and how long.
+#[derive(Debug, Args)]
+pub(crate) struct WaitArgs {
+    #[command(flatten)]
+    pub(crate) config: ConfigArgs,
+    /// How long to wait, as in 90s or 10m
+    #[arg(long, value_name = "TIME", default_value = "10m", value_parser = humantime::parse_duration)]
+    pub(crate) timeout: Duration,
 }
 
 /// Where `keypool dev` lives.

@@ -42,6 +42,11 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             telemetry::init(&config.log)?;
             block_on(run::migrate(&config))
         }
+        Command::Wait(args) => {
+            let config = Config::load(&args.config.config, env::vars_os())?;
+            telemetry::init(&config.log)?;
+            block_on(run::wait(&config, args.timeout))
+        }
         Command::Dev(args) => {
             telemetry::init(&LogSection::default())?;
             block_on(run::dev(&args.data, args.listen))

@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context as _, ensure};
+use anyhow::{Context as _, bail, ensure};
 use tokio::{
     net::TcpListener,
     signal::unix::{SignalKind, signal},
@@ -32,13 +32,16 @@ use crate::{
         auth::{Authenticator, KeySet},
     },
     pool::{KeyPool, SweepPolicy, WatchLimits},
-    server::{self, ConnectionLimits, ServerOptions, Tls, TlsFiles},
+    server::{self, ConnectionLimits, Listeners, ServerOptions, Tls, TlsFiles},
     store::{Store, StoreOptions},
     token::SigningKey,
 };
 
 /// The audience of the tokens that `keypool dev` accepts and `keypool token` makes by default.
 const DEV_AUDIENCE: &str = "keypool";
+
+/// Between two looks of `keypool wait` at the database.
+const WAIT_INTERVAL: Duration = Duration::from_secs(1);
 
 /// `keypool serve`: serves until SIGTERM or SIGINT, then drains.
 ///
@@ -59,10 +62,18 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
     );
     let upload = upload_policy(&config.upload)?;
     let pool = KeyPool::open(store, clock, config.pool.clone(), upload).await?;
-    let listener = bind(config.listen).await?;
-    tracing::info!(address = %listener.local_addr()?, tls = tls.is_some(), "serving");
+    let calls = bind(config.listen).await?;
+    let probes = match config.health.listen {
+        Some(address) => Some(bind(address).await?),
+        None => None,
+    };
+    if let Some(probes) = &probes {
+        tracing::info!(address = %probes.local_addr()?, "answering probes");
+    }
+    tracing::info!(address = %calls.local_addr()?, tls = tls.is_some(), "serving");
+    let listeners = Listeners { calls, probes };
     let options = ServerOptions { tls, ..server_options(&config.server, &config.sweeper) };
-    server::serve(listener, pool, authenticator, options, stop).await?;
+    server::serve(listeners, pool, authenticator, options, stop).await?;
     tracing::info!("stopped");
     Ok(())
 }
@@ -77,6 +88,29 @@ pub async fn migrate(config: &Config) -> anyhow::Result<()> {
     store.migrate().await?;
     store.close().await;
     writeln!(io::stdout(), "{} migration(s) applied; the schema is up to date", pending.len())?;
+    Ok(())
+}
+
+/// `keypool wait`: waits until the database answers and its schema is up to date.
+///
+/// # Errors
+/// What is still missing once `timeout` has passed.
+pub async fn wait(config: &Config, timeout: Duration) -> anyhow::Result<()> {
+    let deadline = tokio::time::Instant::now().checked_add(timeout);
+    let mut said = None;
+    loop {
+        let missing = check_database(config).await;
+        let Some(first) = missing.into_iter().next() else { break };
+        if deadline.is_some_and(|deadline| deadline <= tokio::time::Instant::now()) {
+            bail!("not ready after {}: {first}", humantime::format_duration(timeout));
+        }
+        if said.as_ref() != Some(&first) {
+            tracing::info!("waiting: {first}");
+            said = Some(first);
+        }
+        tokio::time::sleep(WAIT_INTERVAL).await;
+    }
+    writeln!(io::stdout(), "the database answers and its schema is up to date")?;
     Ok(())
 }
 

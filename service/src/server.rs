@@ -2,6 +2,7 @@
 
 mod calls;
 mod connections;
+mod probes;
 mod tls;
 
 use std::{sync::Arc, time::Duration};
@@ -37,6 +38,21 @@ const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 type Service = KeyPackageServiceServer<GrpcService>;
 
+/// Where the server listens.
+#[derive(Debug)]
+pub struct Listeners {
+    /// For calls.
+    pub calls: TcpListener,
+    /// For probes of its health that speak no TLS; they are served nothing else.
+    pub probes: Option<TcpListener>,
+}
+
+impl From<TcpListener> for Listeners {
+    fn from(calls: TcpListener) -> Self {
+        Self { calls, probes: None }
+    }
+}
+
 /// How the server behaves.
 #[derive(Debug, Clone)]
 pub struct ServerOptions {
@@ -57,12 +73,13 @@ pub struct ServerOptions {
 /// # Errors
 /// When the server cannot run, or calls in flight outlive the drain timeout.
 pub async fn serve(
-    listener: TcpListener,
+    listeners: impl Into<Listeners>,
     pool: KeyPool,
     authenticator: Authenticator,
     options: ServerOptions,
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
+    let listeners = listeners.into();
     let (health, health_service) = tonic_health::server::health_reporter();
     health.set_not_serving::<Service>().await; // until the database has answered
     let service = Service::new(GrpcService::new(pool.clone(), options.limits, stop.clone()))
@@ -91,6 +108,16 @@ pub async fn serve(
         async move { authenticator.keep_keys(stop).await }
     });
 
+    let drained = CancellationToken::new();
+    let probes = tokio::spawn({
+        let (health, drained) = (health_service.clone(), drained.clone());
+        async move {
+            if let Some(listener) = listeners.probes {
+                probes::serve(listener, health, drained).await;
+            }
+        }
+    });
+
     let max_request_bytes = options.limits.max_request_bytes;
     let stack = ServiceBuilder::new()
         .layer(SetRequestIdLayer::new(REQUEST_ID, MakeRequestUuid))
@@ -116,23 +143,25 @@ pub async fn serve(
                 .prepare(),
         );
     let serving =
-        connections::serve(listener, options.tls, options.connections, stack, stop.clone());
+        connections::serve(listeners.calls, options.tls, options.connections, stack, stop.clone());
     let whole = async {
         serving.await;
         for task in [background, sweeper, watching, certificates, keys] {
             task.await.context("a background task failed")?;
         }
         pool.store().close().await;
+        drained.cancel(); // probes are answered until there is nothing left to probe
+        probes.await.context("the listener for probes failed")?;
         Ok(())
     };
     // All of it has to end in time: closing waits for the statement of every call.
-    let drained = async {
+    let too_late = async {
         stop.cancelled().await;
         tokio::time::sleep(options.drain_timeout).await;
     };
     tokio::select! {
         served = whole => served,
-        () = drained => Err(anyhow::anyhow!(
+        () = too_late => Err(anyhow::anyhow!(
             "calls were still in flight after {:?}", options.drain_timeout)),
     }
 }

@@ -119,6 +119,30 @@ async fn migrate_can_be_repeated_and_serve_waits_for_it() {
 }
 
 #[tokio::test]
+async fn wait_ends_when_the_schema_is_there_or_says_what_is_missing() {
+    let database = TestDatabase::create().await;
+    let config = ConfigFile::new(database.url(), &options());
+    let wait = async |time: &str| {
+        let mut command = config.command("wait");
+        command.args(["--timeout", time]).output().await.unwrap()
+    };
+    let impatient = wait("0s").await;
+    let (_, complaint) = printed(&impatient, 1);
+    let count = MIGRATOR.iter().count();
+    let missing = format!("database: lacks {count} migration(s): run `keypool migrate`");
+    let expected = format!("keypool: not ready after 0s: {missing}\n");
+    assert!(complaint.ends_with(&expected), "{complaint}");
+
+    let log = tempfile::NamedTempFile::new().unwrap();
+    let mut command = config.command("wait");
+    let mut waiting = command.stderr(log.reopen().unwrap()).spawn().unwrap();
+    // It has looked and goes on waiting: nothing but the migration lets it end with 0.
+    until(async || fs::read_to_string(log.path()).unwrap().contains(&missing)).await;
+    printed(&config.run("migrate").await, 0);
+    assert_eq!(waiting.wait().await.unwrap().code(), Some(0));
+}
+
+#[tokio::test]
 async fn replicas_may_migrate_at_once() {
     let database = TestDatabase::create().await;
     let config = ConfigFile::new(database.url(), &options().text("log.filter", "warn"));

@@ -19,7 +19,7 @@ pub use database::DatabaseSection;
 pub use packages::UploadSection;
 pub use secret::Secret;
 pub use sections::{
-    AuthSection, JwksSection, LogFormat, LogSection, ServerSection, SweeperSection,
+    AuthSection, HealthSection, JwksSection, LogFormat, LogSection, ServerSection, SweeperSection,
 };
 use source::Source;
 pub use tls::TlsSection;
@@ -92,6 +92,8 @@ pub struct Config {
     pub server: ServerSection,
     /// `[tls]`; none where `server.plaintext` is true.
     pub tls: Option<TlsSection>,
+    /// `[health]`
+    pub health: HealthSection,
     /// `[log]`
     pub log: LogSection,
 }
@@ -137,9 +139,7 @@ impl Config {
 
     /// `None` only when a finding says why.
     fn read(source: &mut Source) -> Option<Self> {
-        let listen = source.read("listen", |given| {
-            given.text()?.parse().map_err(|_| "must be an address, as in \"0.0.0.0:50051\"".into())
-        });
+        let listen = source.address("listen");
         // Every section is read before any is missed, so that all problems are found.
         let (database, auth) = (DatabaseSection::read(source), AuthSection::read(source));
         let pool = packages::read_pool(source);
@@ -153,6 +153,7 @@ impl Config {
             sweeper: SweeperSection::read(source),
             server,
             tls,
+            health: HealthSection::read(source),
             log: LogSection::read(source),
             database: database?,
             auth: auth?,

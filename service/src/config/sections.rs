@@ -1,6 +1,6 @@
-//! `[auth]`, `[sweeper]`, `[server]` and `[log]`.
+//! `[auth]`, `[sweeper]`, `[server]`, `[health]` and `[log]`.
 
-use std::{path::PathBuf, time::Duration};
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use http::Uri;
 use tracing_subscriber::EnvFilter;
@@ -274,6 +274,20 @@ impl ServerSection {
                 .read("server.plaintext", |given| given.boolean())
                 .unwrap_or(default.plaintext),
         }
+    }
+}
+
+/// `[health]`: a port for probes.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct HealthSection {
+    /// `listen`: the address that grpc.health.v1 alone is served on, without TLS, for probes that
+    /// speak none. None by default: health is then served with the calls only.
+    pub listen: Option<SocketAddr>,
+}
+
+impl HealthSection {
+    pub(super) fn read(source: &mut Source) -> Self {
+        Self { listen: source.address("health.listen") }
     }
 }
 

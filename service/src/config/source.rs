@@ -6,6 +6,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     ffi::OsString,
+    net::SocketAddr,
     ops::RangeInclusive,
     time::Duration,
 };
@@ -193,6 +194,14 @@ impl Source {
             Err(format!("must be {start} to {end}"))
         })
         .unwrap_or(default)
+    }
+
+    /// Reads an address with its port.
+    pub(super) fn address(&mut self, key: &'static str) -> Option<SocketAddr> {
+        self.read(key, |given| {
+            let address = given.text().ok().and_then(|text| text.parse().ok());
+            address.ok_or_else(|| "must be an address, as in \"0.0.0.0:50051\"".into())
+        })
     }
 
     /// Reports a problem with a key or variable.

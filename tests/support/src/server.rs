@@ -298,14 +298,22 @@ impl Server {
 
     /// The health of a service from now on: first as it is, then its changes.
     pub async fn health(&self, service: &str) -> HealthWatch {
-        let mut client = HealthClient::new(self.channel().await);
-        let request = HealthCheckRequest { service: service.into() };
-        HealthWatch(client.watch(request).await.expect("the health service").into_inner())
+        HealthWatch::of(self.channel().await, service).await
     }
 
     /// Where it listens.
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// Where it answers probes, if `health.listen` is set.
+    ///
+    /// # Panics
+    /// It is not.
+    pub fn probes(&self) -> String {
+        let log = self.log();
+        let told = log.split_once("answering probes address=").expect("a port for probes").1;
+        format!("http://{}", told.split_whitespace().next().expect("its address"))
     }
 
     /// Where it listens, for a proxy.
@@ -419,6 +427,13 @@ pub fn signal(pid: u32, name: &str) {
 pub struct HealthWatch(tonic::Streaming<tonic_health::pb::HealthCheckResponse>);
 
 impl HealthWatch {
+    /// The health of a service, as a server tells it over this connection.
+    pub async fn of(channel: Channel, service: &str) -> Self {
+        let request = HealthCheckRequest { service: service.into() };
+        let watch = HealthClient::new(channel).watch(request).await;
+        Self(watch.expect("the health service").into_inner())
+    }
+
     /// The next status.
     pub async fn next(&mut self) -> ServingStatus {
         let answer = self.0.message().await.expect("a living server");
