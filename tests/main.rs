@@ -5,6 +5,7 @@
 mod contract;
 mod drain;
 mod grpc;
+mod metrics;
 mod pool;
 mod sdk_invite;
 mod sdk_own_pool;

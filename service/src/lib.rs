@@ -5,6 +5,7 @@ pub mod config;
 pub mod dev;
 pub mod domain;
 pub mod grpc;
+pub mod metrics;
 pub mod pool;
 pub mod run;
 pub mod server;

@@ -18,8 +18,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     config::{
-        AuthSection, Config, DatabaseSection, Finding, Secret, ServerSection, SweeperSection,
-        TlsSection, UploadSection,
+        AuthSection, Config, DatabaseSection, Finding, MetricsSection, Secret, ServerSection,
+        SweeperSection, TlsSection, UploadSection,
     },
     dev::{EmbeddedPostgres, PostgresOptions},
     domain::{
@@ -32,7 +32,7 @@ use crate::{
         auth::{Authenticator, KeySet},
     },
     pool::{KeyPool, SweepPolicy, WatchLimits},
-    server::{self, ConnectionLimits, Listeners, ServerOptions, Tls, TlsFiles},
+    server::{self, ConnectionLimits, Listeners, MetricsOptions, ServerOptions, Tls, TlsFiles},
     store::{Store, StoreOptions},
     token::SigningKey,
 };
@@ -72,7 +72,14 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
     }
     tracing::info!(address = %calls.local_addr()?, tls = tls.is_some(), "serving");
     let listeners = Listeners { calls, probes };
-    let options = ServerOptions { tls, ..server_options(&config.server, &config.sweeper) };
+    let options = ServerOptions {
+        tls,
+        metrics: MetricsOptions {
+            listen: config.metrics.listen,
+            sample_interval: config.metrics.sample_interval,
+        },
+        ..server_options(&config.server, &config.sweeper)
+    };
     server::serve(listeners, pool, authenticator, options, stop).await?;
     tracing::info!("stopped");
     Ok(())
@@ -242,6 +249,10 @@ pub fn server_options(server: &ServerSection, sweeper: &SweeperSection) -> Serve
             tombstone_retention: span(sweeper.tombstone_retention),
             event_retention_days: u16::try_from(days).unwrap_or(u16::MAX),
             ..SweepPolicy::default()
+        },
+        metrics: MetricsOptions {
+            listen: None,
+            sample_interval: MetricsSection::default().sample_interval,
         },
     }
 }

@@ -5,7 +5,7 @@ mod connections;
 mod probes;
 mod tls;
 
-use std::{sync::Arc, time::Duration};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use http::{HeaderName, Request};
@@ -23,9 +23,12 @@ pub use tls::{Tls, TlsFiles};
 
 use crate::{
     domain::error::Error,
-    grpc::{self, Admit, CallLimits, DeadlineLayer, GrpcService, auth::Authenticator},
+    grpc::{
+        self, Admit, CallLimits, DeadlineLayer, GrpcService, MeasureLayer, auth::Authenticator,
+    },
+    metrics::{self, metrics},
     pool::{KeyPool, SweepPolicy},
-    store::Store,
+    store::{self, Store},
 };
 
 /// How often the database is asked whether it answers.
@@ -66,6 +69,27 @@ pub struct ServerOptions {
     pub drain_timeout: Duration,
     /// How the sweeper works.
     pub sweep: SweepPolicy,
+    /// What is served and counted for Prometheus.
+    pub metrics: MetricsOptions,
+}
+
+/// What is served and counted for Prometheus.
+#[derive(Debug, Clone, Copy)]
+pub struct MetricsOptions {
+    /// Where; without, nothing is served.
+    pub listen: Option<SocketAddr>,
+    /// How often packages and pools are counted.
+    pub sample_interval: Duration,
+}
+
+impl MetricsOptions {
+    async fn bind(&self) -> anyhow::Result<Option<TcpListener>> {
+        let Some(address) = self.listen else { return Ok(None) };
+        let listener = TcpListener::bind(address).await;
+        let listener = listener.with_context(|| format!("metrics.listen: cannot use {address}"))?;
+        tracing::info!(address = %listener.local_addr()?, "metrics");
+        Ok(Some(listener))
+    }
 }
 
 /// Serves calls until told to stop, then refuses new ones and finishes those in flight.
@@ -80,6 +104,7 @@ pub async fn serve(
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
     let listeners = listeners.into();
+    let metrics_listener = options.metrics.bind().await?;
     let (health, health_service) = tonic_health::server::health_reporter();
     health.set_not_serving::<Service>().await; // until the database has answered
     let service = Service::new(GrpcService::new(pool.clone(), options.limits, stop.clone()))
@@ -117,9 +142,24 @@ pub async fn serve(
             }
         }
     });
+    metrics().tell_build(store::newest_migration());
+    let exposing = tokio::spawn({
+        let (pool, keys, tls) = (pool.clone(), authenticator.clone(), options.tls.clone());
+        let look = move || {
+            pool.store().measure_connections();
+            keys.measure();
+            tls.iter().for_each(Tls::measure);
+        };
+        metrics::serve(metrics_listener, look, stop.clone())
+    });
+    let sampling = tokio::spawn({
+        let (pool, stop) = (pool.clone(), stop.clone());
+        async move { pool.run_sampler(options.metrics.sample_interval, stop).await }
+    });
 
     let max_request_bytes = options.limits.max_request_bytes;
     let stack = ServiceBuilder::new()
+        .layer(MeasureLayer)
         .layer(SetRequestIdLayer::new(REQUEST_ID, MakeRequestUuid))
         .layer(
             TraceLayer::new_for_grpc()
@@ -146,7 +186,7 @@ pub async fn serve(
         connections::serve(listeners.calls, options.tls, options.connections, stack, stop.clone());
     let whole = async {
         serving.await;
-        for task in [background, sweeper, watching, certificates, keys] {
+        for task in [background, sweeper, watching, certificates, keys, exposing, sampling] {
             task.await.context("a background task failed")?;
         }
         pool.store().close().await;
@@ -203,6 +243,7 @@ async fn watch_health(health: HealthReporter, store: Store, stop: CancellationTo
         let answer = store.ping().await;
         if serving != Some(answer.is_ok()) {
             serving = Some(answer.is_ok());
+            metrics().database_up.set(f64::from(u8::from(answer.is_ok())));
             report(answer);
             match serving {
                 Some(true) => health.set_serving::<Service>().await,

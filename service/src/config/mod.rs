@@ -5,6 +5,7 @@
 //! every key.
 
 mod database;
+mod metrics;
 mod packages;
 mod secret;
 mod sections;
@@ -16,6 +17,7 @@ mod tls;
 use std::{ffi::OsString, fmt, fs, net::SocketAddr, path::Path};
 
 pub use database::DatabaseSection;
+pub use metrics::MetricsSection;
 pub use packages::UploadSection;
 pub use secret::Secret;
 pub use sections::{
@@ -94,6 +96,8 @@ pub struct Config {
     pub tls: Option<TlsSection>,
     /// `[health]`
     pub health: HealthSection,
+    /// `[metrics]`
+    pub metrics: MetricsSection,
     /// `[log]`
     pub log: LogSection,
 }
@@ -154,6 +158,7 @@ impl Config {
             server,
             tls,
             health: HealthSection::read(source),
+            metrics: MetricsSection::read(source),
             log: LogSection::read(source),
             database: database?,
             auth: auth?,

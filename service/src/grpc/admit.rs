@@ -13,8 +13,11 @@ use tokio_util::sync::CancellationToken;
 use tonic::{body::Body, server::NamedService};
 use tower::Service;
 
-use super::{auth::Authenticator, service::refuse};
-use crate::domain::error::Error;
+use super::{
+    auth::{Authenticator, token_failure},
+    service::refuse,
+};
+use crate::{domain::error::Error, metrics::metrics};
 
 /// Lets calls in whose token is good while the server is not about to stop, and tells the service
 /// behind it who calls.
@@ -65,7 +68,12 @@ where
                     request.extensions_mut().insert(caller);
                     inner.call(request).await
                 }
-                Err(error) => Ok(refuse(&error).into_http()),
+                Err(error) => {
+                    if let Some(kind) = token_failure(&error) {
+                        metrics().token_failures.count(kind);
+                    }
+                    Ok(refuse(&error).into_http())
+                }
             }
         })
     }

@@ -25,10 +25,16 @@ use crate::{
         error::Error,
         ids::{ClientId, ClientKey, UserId},
     },
+    metrics::TokenFailure,
 };
 
 /// Why a token is refused that a key may have signed which keypool does not know yet.
 const NO_KEY: &str = "no key for its algorithm and key id";
+
+const BAD_SIGNATURE: &str = "the signature does not verify";
+const OTHER_AUDIENCE: &str = "for another audience";
+const OTHER_ISSUER: &str = "of another issuer";
+const NOT_YET_VALID: &str = "not yet valid";
 
 /// A longer `authorization` header is refused before anything is decoded.
 const MAX_HEADER_BYTES: usize = 8 * 1024;
@@ -107,6 +113,11 @@ impl Authenticator {
         self.keys.keep(stop).await;
     }
 
+    /// Sets the gauges of the keys.
+    pub fn measure(&self) {
+        self.keys.measure();
+    }
+
     /// The caller that the `authorization` header names. A token of an unknown key waits for the
     /// keys to be fetched again, if it is time for that.
     ///
@@ -169,10 +180,10 @@ impl Authenticator {
     fn check(&self, claims: &Claims) -> Result<i64, Error> {
         let audience = claims.aud.as_ref().ok_or(Error::TokenInvalid("no aud claim"))?;
         if !audience.names(&self.audience) {
-            return Err(Error::TokenInvalid("for another audience"));
+            return Err(Error::TokenInvalid(OTHER_AUDIENCE));
         }
         if self.issuer.is_some() && claims.iss != self.issuer {
-            return Err(Error::TokenInvalid("of another issuer"));
+            return Err(Error::TokenInvalid(OTHER_ISSUER));
         }
         let now = self.clock.now().unix_timestamp();
         let exp = claims.exp.as_ref().ok_or(Error::TokenInvalid("no exp claim"))?;
@@ -182,11 +193,30 @@ impl Authenticator {
         }
         match &claims.nbf {
             Some(nbf) if seconds(nbf).saturating_sub(self.leeway) > now => {
-                Err(Error::TokenInvalid("not yet valid"))
+                Err(Error::TokenInvalid(NOT_YET_VALID))
             }
             _ => Ok(until),
         }
     }
+}
+
+/// What a call whose token was refused counts as; none where the token is not the cause.
+pub fn token_failure(error: &Error) -> Option<TokenFailure> {
+    Some(match error {
+        Error::TokenMissing => TokenFailure::Missing,
+        Error::TokenExpired => TokenFailure::Expired,
+        Error::KeysUnavailable => TokenFailure::KeysUnavailable,
+        Error::TokenInvalid(reason) => match *reason {
+            NO_KEY => TokenFailure::UnknownKey,
+            BAD_SIGNATURE => TokenFailure::BadSignature,
+            OTHER_AUDIENCE => TokenFailure::WrongAudience,
+            OTHER_ISSUER => TokenFailure::WrongIssuer,
+            NOT_YET_VALID => TokenFailure::NotYetValid,
+            claim if claim.contains(" claim") => TokenFailure::BadClaim,
+            _ => TokenFailure::Malformed,
+        },
+        _ => return None,
+    })
 }
 
 /// The claims of a token that one of the keys signed.
@@ -202,7 +232,7 @@ fn signed(keys: &Current, token: &str) -> Result<Claims, Error> {
         match key.verify(token) {
             Ok(claims) => return Ok(claims),
             Err(error) if matches!(error.kind(), ErrorKind::InvalidSignature) => {
-                reason = "the signature does not verify";
+                reason = BAD_SIGNATURE;
             }
             Err(_) => return Err(Error::TokenInvalid("malformed, or a claim of a wrong type")),
         }

@@ -4,9 +4,11 @@ mod admit;
 pub mod auth;
 mod convert;
 mod deadline;
+mod measure;
 mod service;
 pub mod status;
 
 pub use admit::Admit;
 pub use deadline::DeadlineLayer;
+pub use measure::MeasureLayer;
 pub use service::{CallLimits, GrpcService, explain_unread};

@@ -15,6 +15,7 @@ use super::{
 };
 use crate::{
     domain::error::{Error, FieldViolation},
+    metrics::{Shed, metrics},
     pool::{KeyPool, WatchLimits},
 };
 
@@ -56,18 +57,32 @@ impl GrpcService {
         let unfinished = Unfinished(Some(Span::current()));
         let call = async {
             let caller = allowed(&request, scopes)?;
-            let _place = self.places.try_acquire().map_err(|_| Error::Overloaded)?;
+            let _place = self.places.try_acquire().map_err(|_| {
+                metrics().shed.count(Shed::Places);
+                Error::Overloaded
+            })?;
             match work(&self.pool, &caller, request.into_inner()).await {
-                Err(Error::Overloaded) => Err(self.pool.store().why_late().await),
+                Err(Error::Overloaded) => Err(self.late().await),
                 answer => answer,
             }
         };
         let answer = match tokio::time::timeout(self.limits.timeout, call).await {
             Ok(answer) => answer,
-            Err(_) => Err(self.pool.store().why_late().await),
+            Err(_) => Err(self.late().await),
         };
         unfinished.finished();
         answer.map(Response::new).map_err(|error| refuse(&error))
+    }
+}
+
+impl GrpcService {
+    /// Why the store was too late for a call.
+    async fn late(&self) -> Error {
+        let why = self.pool.store().why_late().await;
+        if matches!(why, Error::Overloaded) {
+            metrics().shed.count(Shed::Database);
+        }
+        why
     }
 }
 

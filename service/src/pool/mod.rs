@@ -3,6 +3,7 @@
 mod events;
 mod reserve;
 mod revoke;
+mod sample;
 mod settle;
 mod status;
 mod sweep;

@@ -11,6 +11,7 @@ use crate::{
         error::Error,
         ids::{CipherSuite, ClientId, ClientKey, GroupId, KeyPackageRef, RequestId, UserId},
     },
+    metrics::{Issued, NotReserved, metrics},
     store::{ReserveAsk, ReserveBatch, ReserveOutcome, Reserved},
 };
 
@@ -86,6 +87,31 @@ pub enum Unavailable {
     Quota,
 }
 
+/// Counts what was handed out and what was not; `nobody` were asked for who have no client.
+fn measure(outcomes: &[ReserveOutcome], nobody: usize) {
+    let metrics = metrics();
+    for outcome in outcomes {
+        match outcome {
+            ReserveOutcome::Reserved(got) if got.locator.is_last_resort() => {
+                metrics.issued.count(Issued::LastResort);
+            }
+            // Handed out before, to the same call.
+            ReserveOutcome::Reserved(got) if got.left.is_none() => {}
+            ReserveOutcome::Reserved(got) if got.locator.generation > 1 => {
+                metrics.issued.count(Issued::Returned);
+            }
+            ReserveOutcome::Reserved(_) => metrics.issued.count(Issued::OneTime),
+            ReserveOutcome::Exhausted => metrics.unavailable.count(NotReserved::PoolExhausted),
+            ReserveOutcome::Incompatible => {
+                metrics.unavailable.count(NotReserved::NoCompatibleKeyPackage);
+            }
+            ReserveOutcome::Quota => metrics.unavailable.count(NotReserved::Quota),
+            ReserveOutcome::Withheld => {}
+        }
+    }
+    metrics.unavailable.add(NotReserved::PoolExhausted, nobody as u64);
+}
+
 impl From<Unavailable> for Error {
     fn from(reason: Unavailable) -> Self {
         match reason {
@@ -144,6 +170,7 @@ impl KeyPool {
             asks,
         });
         let outcomes = self.store.reserve(&batch).await?;
+        measure(&outcomes, seats.len() - batch.asks.len());
         self.watch.touch_all(&self.policy, batch.asks.iter().map(|ask| &ask.owner).zip(&outcomes));
         let mut outcomes = outcomes.into_iter();
         let mut first_refusal = None;

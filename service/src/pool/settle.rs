@@ -12,6 +12,7 @@ use crate::{
         ids::{ClientKey, GroupId, KeyPackageRef},
         reservation_id::Locator,
     },
+    metrics::{Settlement, metrics},
     store::{SettleBatch, Settled},
 };
 
@@ -47,6 +48,7 @@ impl KeyPool {
     ) -> Result<Vec<Spent>, Error> {
         let named = self.open_all(caller, ids)?;
         let settled = self.store.spend(&named.batch, group_id).await?;
+        metrics().settled.add(Settlement::Spent, newly(&settled));
         named.each(&settled, |locator, settled| {
             let key_package_ref = settled.key_package_ref.clone();
             Ok(Spent {
@@ -69,6 +71,7 @@ impl KeyPool {
     ) -> Result<Vec<Released>, Error> {
         let named = self.open_all(caller, ids)?;
         let settled = self.store.release(&named.batch, self.policy.lapse).await?;
+        metrics().settled.add(Settlement::Released, newly(&settled));
         named.each(&settled, |_, settled| Ok(Released { already: settled.already }))
     }
 
@@ -112,6 +115,10 @@ impl Named {
         };
         self.order.iter().map(one).collect()
     }
+}
+
+fn newly(settled: &[Settled]) -> u64 {
+    settled.iter().filter(|settled| !settled.already).count() as u64
 }
 
 fn no_outcome() -> Error {

@@ -9,7 +9,8 @@ use tokio_util::sync::CancellationToken;
 use super::KeyPool;
 use crate::{
     domain::{error::Error, policy::NEWCOMER_AFTER},
-    store::Swept,
+    metrics::{Outcome, Swept, metrics},
+    store,
 };
 
 /// How many days ahead the event log has its partitions.
@@ -59,6 +60,22 @@ pub struct SweepReport {
     pub forgotten_draws: u64,
 }
 
+fn measure(swept: &Result<SweepReport, Error>, took: StdDuration) {
+    let metrics = metrics();
+    metrics.sweep_duration.record(took);
+    metrics.sweeps.count(if swept.is_ok() { Outcome::Ok } else { Outcome::Failed });
+    let Ok(report) = swept else { return };
+    for (work, rows) in [
+        (Swept::Lapsed, report.lapsed),
+        (Swept::Expired, report.expired),
+        (Swept::Expiring, report.expiring),
+        (Swept::Forgotten, report.forgotten),
+        (Swept::ForgottenDraws, report.forgotten_draws),
+    ] {
+        metrics.swept.add(work, rows);
+    }
+}
+
 impl KeyPool {
     /// Ends everything that is due now, in bounded batches. Safe beside other replicas' sweeps.
     ///
@@ -80,11 +97,11 @@ impl KeyPool {
     /// Repeats a pass until nothing more is due, and lets the owners it names hear of it.
     async fn drain<P>(&self, pass: impl Fn() -> P) -> Result<u64, Error>
     where
-        P: Future<Output = Result<Swept, Error>>,
+        P: Future<Output = Result<store::Swept, Error>>,
     {
         let mut total = 0;
         loop {
-            let Swept { ended, owners, more } = pass().await?;
+            let store::Swept { ended, owners, more } = pass().await?;
             total += ended;
             owners.iter().for_each(|owner| self.watch.touch(owner, true));
             if !more {
@@ -110,7 +127,10 @@ impl KeyPool {
         let mut tend_at = Instant::now();
         while stop.run_until_cancelled(tokio::time::sleep(pause)).await.is_some() {
             pause = rest;
-            match self.sweep(&policy).await {
+            let began = Instant::now();
+            let swept = self.sweep(&policy).await;
+            measure(&swept, began.elapsed());
+            match swept {
                 Ok(report) if report == SweepReport::default() => {}
                 Ok(report) => tracing::info!(?report, "swept"),
                 Err(error) => {

@@ -12,6 +12,7 @@ use crate::{
         key_package::{RejectReason, Rejection, ValidatedKeyPackage, validate},
         pool::PoolStatus,
     },
+    metrics::{Upload, metrics},
     store::{StoreOutcome, UploadLimits},
 };
 
@@ -83,7 +84,7 @@ impl KeyPool {
             self.store.upload(caller, random_id(), &valid, limits).await?
         };
         let mut outcomes = outcomes.into_iter();
-        let results = checked
+        let results: Vec<UploadResult> = checked
             .into_iter()
             .map(|checked| match checked {
                 Ok(package) => outcomes.next().map(|outcome| self.stored(package, outcome)),
@@ -93,6 +94,7 @@ impl KeyPool {
             .ok_or_else(|| {
                 Error::Internal(anyhow::anyhow!("the store gave no outcome for a package"))
             })?;
+        measure(&results);
         Ok((results, self.status(caller).await?))
     }
 
@@ -145,6 +147,18 @@ impl KeyPool {
                 format!("the pool holds its {} packages of this cipher suite", self.policy.hard_cap)
             }
             other => format!("{other:?}"),
+        }
+    }
+}
+
+fn measure(results: &[UploadResult]) {
+    for result in results {
+        match &result.outcome {
+            UploadOutcome::Accepted { already_present: true, .. } => {
+                metrics().uploaded.count(Upload::AlreadyPresent);
+            }
+            UploadOutcome::Accepted { .. } => metrics().uploaded.count(Upload::Stored),
+            UploadOutcome::Rejected { reason, .. } => metrics().upload_rejected(reason.as_str()),
         }
     }
 }

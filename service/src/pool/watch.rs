@@ -27,6 +27,7 @@ use crate::{
         policy::PoolPolicy,
         pool::PoolStatus,
     },
+    metrics::{Present, RateLimit, metrics},
     store::{ReserveOutcome, Store},
 };
 
@@ -119,11 +120,13 @@ impl Hub {
         let mut streams = lock(&self.streams);
         let own = streams.entry(digest).or_default();
         if own.len() >= most {
+            metrics().rate_limited.count(RateLimit::Streams);
             return Err(Error::RateLimited("streams of one client"));
         }
         let woken = Arc::new(Notify::new());
         own.push(woken.clone());
-        Ok(Subscription { hub: self.clone(), digest, woken })
+        let _counted = metrics().watch_streams.begin();
+        Ok(Subscription { hub: self.clone(), digest, woken, _counted })
     }
 
     fn wake(&self, owner: ClientDigest) {
@@ -150,10 +153,16 @@ impl Hub {
         self.anything_noted.notified().await;
         tokio::time::sleep(GATHER).await;
         let noted = self.take_noted();
-        if let Err(error) = store.tell(&noted, policy.lapse, policy.low_watermark).await {
-            tracing::warn!(error = &error as &dyn std::error::Error, "cannot tell of low pools");
-            noted.iter().for_each(|(owner, anyway)| self.touch(owner, *anyway));
-            tokio::time::sleep(RETRY).await;
+        match store.tell(&noted, policy.lapse, policy.low_watermark).await {
+            Ok(told) => metrics().low_pool_notices.increment(told),
+            Err(error) => {
+                tracing::warn!(
+                    error = &error as &dyn std::error::Error,
+                    "cannot tell of low pools"
+                );
+                noted.iter().for_each(|(owner, anyway)| self.touch(owner, *anyway));
+                tokio::time::sleep(RETRY).await;
+            }
         }
     }
 
@@ -174,6 +183,7 @@ struct Subscription {
     hub: Arc<Hub>,
     digest: ClientDigest,
     woken: Arc<Notify>,
+    _counted: Present,
 }
 
 impl Drop for Subscription {
@@ -230,6 +240,7 @@ impl Watch {
             };
             let seen = fingerprint(&status);
             if self.sent.replace(seen) != Some(seen) {
+                metrics().watch_statuses.increment(1);
                 return Ok(status);
             }
         }

@@ -17,6 +17,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower::{Service, ServiceExt as _};
 
 use super::{calls::Calls, tls::Tls};
+use crate::metrics::{RefusedConnection, metrics};
 
 /// A peer is asked at this interval whether it is still there.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
@@ -76,7 +77,10 @@ pub(super) async fn serve<S, B>(
             tracing::warn!(limit = limits.max_connections, "no more connections are accepted");
         }
         full = place.is_none();
-        let Some(place) = place else { continue };
+        let Some(place) = place else {
+            metrics().connections_refused.count(RefusedConnection::Full);
+            continue;
+        };
         let connection = Connection {
             http: http(&limits),
             limits: limits.clone(),
@@ -116,13 +120,20 @@ impl Connection {
         B: Body<Data = Bytes> + Send + 'static,
         B::Error: Into<Box<dyn StdError + Send + Sync>>,
     {
+        let _counted = metrics().connections.begin();
         let _ = stream.set_nodelay(true); // slower without, not wrong
         let Some(tls) = tls else { return self.speak(stream, service).await };
         let handshake = timeout(self.limits.handshake_timeout, tls.acceptor().accept(stream));
         match self.stop.run_until_cancelled(handshake).await {
             Some(Ok(Ok(stream))) => self.speak(Box::new(stream), service).await,
-            Some(Ok(Err(error))) => tracing::debug!(%error, "no TLS handshake"),
-            Some(Err(_)) => tracing::debug!("a TLS handshake took too long"),
+            Some(Ok(Err(error))) => {
+                metrics().connections_refused.count(RefusedConnection::Handshake);
+                tracing::debug!(%error, "no TLS handshake");
+            }
+            Some(Err(_)) => {
+                metrics().connections_refused.count(RefusedConnection::Handshake);
+                tracing::debug!("a TLS handshake took too long");
+            }
             None => {}
         }
     }

@@ -19,6 +19,9 @@ use tokio_rustls::{
     },
 };
 use tokio_util::sync::CancellationToken;
+use x509_cert::{Certificate, der::Decode as _};
+
+use crate::metrics::metrics;
 
 /// The only protocol spoken (RFC 7301).
 const ALPN_H2: &[u8] = b"h2";
@@ -79,6 +82,16 @@ impl TlsFiles {
         config.alpn_protocols = vec![ALPN_H2.to_vec()];
         Ok(config)
     }
+
+    fn served(&self, contents: &Contents) -> anyhow::Result<Served> {
+        let config = Arc::new(self.config(contents)?);
+        let chain = certificates(&contents.certificate)?;
+        let own = chain.first().context("it holds no certificate")?;
+        let own = Certificate::from_der(own).context("no X.509 certificate");
+        let own = own.with_context(|| self.certificate.display().to_string())?;
+        let not_after = own.tbs_certificate().validity().not_after.to_unix_duration();
+        Ok(Served { config, not_after })
+    }
 }
 
 impl Contents {
@@ -108,7 +121,15 @@ pub struct Tls {
     reload_interval: Duration,
     /// What was read last, usable or not; none when it could not be read.
     seen: Option<Vec<u8>>,
-    current: watch::Sender<Arc<ServerConfig>>,
+    current: watch::Sender<Served>,
+}
+
+/// What connections are greeted with now.
+#[derive(Debug, Clone)]
+struct Served {
+    config: Arc<ServerConfig>,
+    /// When the server's certificate ends, since 1970.
+    not_after: Duration,
 }
 
 impl Tls {
@@ -118,15 +139,26 @@ impl Tls {
     /// A file that cannot be read, or does not hold what it should; it is named.
     pub fn load(files: TlsFiles, reload_interval: Duration) -> anyhow::Result<Self> {
         let contents = files.read()?;
-        let config = files.config(&contents)?;
+        let served = files.served(&contents)?;
         let seen = Some(contents.digest());
-        let current = watch::Sender::new(Arc::new(config));
+        let current = watch::Sender::new(served);
         Ok(Self { files, reload_interval, seen, current })
     }
 
     /// For one new connection.
     pub(super) fn acceptor(&self) -> TlsAcceptor {
-        TlsAcceptor::from(self.current.borrow().clone())
+        TlsAcceptor::from(self.current.borrow().config.clone())
+    }
+
+    /// When the server's certificate ends, since 1970.
+    pub(crate) fn not_after(&self) -> Duration {
+        self.current.borrow().not_after
+    }
+
+    /// Sets the gauge of the certificate.
+    pub(super) fn measure(&self) {
+        let not_after = self.not_after().as_secs_f64();
+        metrics().set("keypool_tls_certificate_not_after_seconds", &[], not_after);
     }
 
     /// Looks at the files again and again, and takes what they hold then, for connections to come.
@@ -142,9 +174,9 @@ impl Tls {
                 continue;
             }
             self.seen = digest;
-            match read.and_then(|contents| self.files.config(&contents)) {
-                Ok(config) => {
-                    self.current.send_replace(Arc::new(config));
+            match read.and_then(|contents| self.files.served(&contents)) {
+                Ok(served) => {
+                    self.current.send_replace(served);
                     tracing::info!("the TLS files were read again");
                 }
                 Err(error) => tracing::error!(

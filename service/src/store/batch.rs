@@ -10,13 +10,14 @@ use std::{
     future::Future,
     hash::Hash,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Instant,
 };
 
 use sqlx::PgConnection;
 use tokio::sync::oneshot;
 
 use super::{Store, lost_race};
-use crate::domain::error::Error;
+use crate::{domain::error::Error, metrics::Batches};
 
 /// How many rows one statement handles, or one call when that is more. What a single core of the
 /// database does in some ten milliseconds: beyond that, calls wait longer and nothing is won.
@@ -32,6 +33,9 @@ pub(super) trait Job: Send + Sync + Sized + fmt::Debug + 'static {
     type Answer: Send + fmt::Debug;
     /// What no two calls in one statement may both touch.
     type Claim: Hash + Eq;
+
+    /// The statement's name in the metrics.
+    const STATEMENT: &str;
 
     /// How many rows it is about.
     fn rows(&self) -> usize;
@@ -58,6 +62,7 @@ pub(super) struct Batcher<J: Job>(Arc<Mutex<Queue<J>>>);
 struct Queue<J: Job> {
     waiting: VecDeque<Waiting<J>>,
     in_flight: usize,
+    batches: Batches,
 }
 
 /// Where the answer to a call goes.
@@ -65,13 +70,18 @@ type Call<J> = oneshot::Sender<Result<<J as Job>::Answer, Arc<sqlx::Error>>>;
 
 #[derive(Debug)]
 struct Waiting<J: Job> {
+    since: Instant,
     job: J,
     answer: Call<J>,
 }
 
 impl<J: Job> Default for Batcher<J> {
     fn default() -> Self {
-        Self(Arc::new(Mutex::new(Queue { waiting: VecDeque::new(), in_flight: 0 })))
+        Self(Arc::new(Mutex::new(Queue {
+            waiting: VecDeque::new(),
+            in_flight: 0,
+            batches: Batches::new(J::STATEMENT),
+        })))
     }
 }
 
@@ -88,7 +98,7 @@ impl<J: Job> Batcher<J> {
     /// When the database cannot do it.
     pub(super) async fn call(&self, store: &Store, job: J) -> Result<J::Answer, Error> {
         let (answer, answered) = oneshot::channel();
-        if self.lock().queue(Waiting { job, answer }) {
+        if self.lock().queue(Waiting { since: Instant::now(), job, answer }) {
             // A task of its own: the others do not depend on whether this call is dropped.
             tokio::spawn(self.clone().fly(store.clone()));
         }
@@ -105,7 +115,7 @@ impl<J: Job> Batcher<J> {
         loop {
             // First the connection, then the calls: until the very statement begins, a call can
             // be dropped, and others join.
-            let connection = store.pool.acquire().await;
+            let connection = store.adder_connection().await;
             let Some(batch) = lane.next() else { return };
             match connection {
                 Ok(mut connection) => answer(&store, &mut connection, batch).await,
@@ -155,7 +165,11 @@ impl<J: Job> Queue<J> {
         }
         later.append(&mut self.waiting);
         self.waiting = later;
-        (!batch.is_empty()).then_some(batch)
+        if batch.is_empty() {
+            return None;
+        }
+        self.batches.begin(batch.iter().map(|call| call.since.elapsed()));
+        Some(batch)
     }
 }
 

@@ -9,6 +9,7 @@ mod reserve;
 mod reserve_jobs;
 mod revoke;
 mod row;
+mod sample;
 mod settle;
 mod status;
 mod sweep;
@@ -26,15 +27,19 @@ use std::{
 
 use anyhow::Context as _;
 use sqlx::{
-    PgPool,
+    PgPool, Postgres,
     error::DatabaseError,
     migrate::Migrator,
+    pool::PoolConnection,
     postgres::{PgConnectOptions, PgPoolOptions},
 };
 use time::OffsetDateTime;
 use tokio::{sync::Mutex, time::Instant};
 
-use crate::domain::{clock::Clock, error::Error, policy::LapsePolicy};
+use crate::{
+    domain::{clock::Clock, error::Error, policy::LapsePolicy},
+    metrics::{Connections, metrics, waiting_for_connection},
+};
 
 use batch::Batcher;
 use reserve_jobs::{ClientsOf, ReserveFresh, ReserveRound};
@@ -43,6 +48,7 @@ use settle::{ReleaseCall, SpendCall};
 pub use events::{EventPools, EventQuery};
 pub use reserve::{ReserveAsk, ReserveBatch, ReserveOutcome, Reserved};
 pub use revoke::{Revocation, Revoked, Signer};
+pub use sample::Sample;
 pub use settle::{SettleBatch, Settled};
 pub use status::PoolCounts;
 pub use sweep::Swept;
@@ -51,6 +57,11 @@ pub use watch::Listener;
 
 /// The schema. Only ever added to.
 pub static MIGRATOR: Migrator = sqlx::migrate!();
+
+/// The last migration that this build knows.
+pub fn newest_migration() -> i64 {
+    MIGRATOR.iter().map(|migration| migration.version).max().unwrap_or_default()
+}
 
 /// How often a statement starts over because another one came in between, before the caller is
 /// told to come back. Each start sees what the other one did, so more than a few mean a pool
@@ -237,6 +248,35 @@ impl Store {
         secret.try_into().map_err(|_| row::impossible("a secret that is not 32 bytes"))
     }
 
+    /// Sets the gauges of the connections.
+    pub fn measure_connections(&self) {
+        for (name, pool) in [
+            (Connections::Adders, &self.pool),
+            (Connections::Owners, &self.owner_pool),
+            (Connections::Health, &self.side_pool),
+        ] {
+            let idle = pool.num_idle();
+            let used = (pool.size() as usize).saturating_sub(idle);
+            let name = ("db_client_connection_pool_name", name.as_str());
+            for (state, count) in [("idle", idle), ("used", used)] {
+                let labels = [name, ("db_client_connection_state", state)];
+                metrics().set("db_client_connection_count", &labels, count as f64);
+            }
+            let most = pool.options().get_max_connections();
+            metrics().set("db_client_connection_max", &[name], f64::from(most));
+        }
+    }
+
+    /// A connection for a statement that serves many adders' calls.
+    async fn adder_connection(&self) -> Result<PoolConnection<Postgres>, sqlx::Error> {
+        acquire(Connections::Adders, &self.pool).await
+    }
+
+    /// A connection for an owner's call.
+    async fn owner_connection(&self) -> Result<PoolConnection<Postgres>, sqlx::Error> {
+        acquire(Connections::Owners, &self.owner_pool).await
+    }
+
     /// Closes all connections once their statements are done.
     pub async fn close(&self) {
         self.side_pool.close().await;
@@ -277,6 +317,17 @@ impl Store {
             _ => Error::Internal(error.into()),
         }
     }
+}
+
+async fn acquire(
+    name: Connections,
+    pool: &PgPool,
+) -> Result<PoolConnection<Postgres>, sqlx::Error> {
+    let acquired = waiting_for_connection(name, pool.acquire()).await;
+    if matches!(acquired, Err(sqlx::Error::PoolTimedOut)) {
+        metrics().connection_timeouts.count(name);
+    }
+    acquired
 }
 
 fn burns(policy: LapsePolicy) -> bool {

@@ -96,6 +96,8 @@ impl<'a> AskColumns<'a> {
 }
 
 impl Job for ReserveFresh {
+    const STATEMENT: &str = "reserve_fresh";
+
     type Answer = Option<Reserved>;
     type Claim = Infallible;
 
@@ -170,6 +172,8 @@ impl Job for ReserveFresh {
 }
 
 impl Job for ReserveRound {
+    const STATEMENT: &str = "reserve";
+
     /// The rows, each with the place of its ask.
     type Answer = Vec<(usize, ReserveRow)>;
     /// Who draws from whose pool: the statement remembers one draw of each.
@@ -251,6 +255,8 @@ pub(super) struct ClientsOf {
 }
 
 impl Job for ClientsOf {
+    const STATEMENT: &str = "clients_of";
+
     /// Users and clients.
     type Answer = Vec<(String, String)>;
     type Claim = Infallible;

@@ -3,9 +3,12 @@
 use sqlx::PgConnection;
 
 use super::{MAX_ROUNDS, Store, lost_race, row};
-use crate::domain::{
-    error::Error,
-    ids::{Bucket, ClientKey},
+use crate::{
+    domain::{
+        error::Error,
+        ids::{Bucket, ClientKey},
+    },
+    metrics::metrics,
 };
 
 /// Which packages of a pool.
@@ -49,7 +52,7 @@ impl Store {
         owner: &ClientKey,
         revocation: &Revocation,
     ) -> Result<Revoked, Error> {
-        let connection = self.owner_pool.acquire().await;
+        let connection = self.owner_connection().await;
         let mut connection = connection.map_err(|error| self.error(error))?;
         let bucket = Bucket::of(&owner.user).get();
         let pool_id = sqlx::query_scalar!(
@@ -100,6 +103,7 @@ impl Store {
         )
         .fetch_one(connection)
         .await
+        .inspect(RevokedRow::count)
     }
 }
 
@@ -107,6 +111,13 @@ pub(super) struct RevokedRow {
     available: i64,
     reserved: i64,
     last_resort: i64,
+}
+
+impl RevokedRow {
+    fn count(&self) {
+        let revoked = self.available + self.reserved + self.last_resort;
+        metrics().revoked.increment(revoked.unsigned_abs());
+    }
 }
 
 impl TryFrom<RevokedRow> for Revoked {

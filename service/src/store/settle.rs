@@ -238,6 +238,8 @@ impl Store {
 }
 
 impl Job for SpendCall {
+    const STATEMENT: &str = "spend";
+
     type Answer = Vec<SettleRow>;
     type Claim = Locator;
 
@@ -269,6 +271,8 @@ impl Job for SpendCall {
 }
 
 impl Job for ReleaseCall {
+    const STATEMENT: &str = "release";
+
     type Answer = Vec<SettleRow>;
     type Claim = Locator;
 

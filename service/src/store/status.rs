@@ -43,7 +43,9 @@ impl Store {
     /// # Errors
     /// When the database cannot do it.
     pub async fn status(&self, owner: &ClientKey, lapse: LapsePolicy) -> Result<PoolCounts, Error> {
-        self.status_on(&self.owner_pool, owner, lapse).await
+        let connection = self.owner_connection().await;
+        let mut connection = connection.map_err(|error| self.error(error))?;
+        self.status_on(&mut *connection, owner, lapse).await
     }
 
     pub(super) async fn status_on(

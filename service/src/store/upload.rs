@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use sqlx::{Postgres, Transaction};
+use sqlx::{Acquire as _, Postgres, Transaction};
 use time::OffsetDateTime;
 
 use super::{MAX_ROUNDS, Revocation, Signer, Store, lost_race};
@@ -69,7 +69,8 @@ impl Store {
         packages: &[&ValidatedKeyPackage],
         limits: UploadLimits,
     ) -> Result<Vec<StoreOutcome>, sqlx::Error> {
-        let mut transaction = self.owner_pool.begin().await?;
+        let mut connection = self.owner_connection().await?;
+        let mut transaction = connection.begin().await?;
         let mut upload = Upload {
             bucket: Bucket::of(&owner.user).get(),
             pool_id: self.open_pool(&mut transaction, owner, pool_id).await?,

@@ -12,6 +12,7 @@ pub mod plans;
 pub mod proxy;
 pub mod raw;
 pub mod replicas;
+pub mod scrape;
 pub mod server;
 pub mod tls;
 pub mod watching;

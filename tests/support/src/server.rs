@@ -205,7 +205,8 @@ impl ConfigFile {
             .text("database.url", url)
             .set("auth.keys", format!("[{key:?}]"))
             .text("auth.audience", "keypool")
-            .set("server.plaintext", true);
+            .set("server.plaintext", true)
+            .text("metrics.listen", "127.0.0.1:0");
         keys.extend(options.0.clone());
         keys.retain(|_, value| !value.is_empty());
         let lines: String = keys.iter().map(|(key, value)| format!("{key} = {value}\n")).collect();

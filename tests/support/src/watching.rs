@@ -188,6 +188,7 @@ pub fn usual() -> ServerOptions {
         connections: ConnectionLimits { max_age: hour, ..default.connections },
         sweep: SweepPolicy { interval: time::Duration::hours(24), ..SweepPolicy::default() },
         tls: None,
+        metrics: default.metrics,
     }
 }
 

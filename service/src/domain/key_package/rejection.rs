@@ -31,6 +31,26 @@ pub enum RejectReason {
     DuplicateInRequest,
 }
 
+impl RejectReason {
+    /// Its name in the contract, without the enum's prefix.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Malformed => "MALFORMED",
+            Self::UnsupportedVersion => "UNSUPPORTED_VERSION",
+            Self::UnsupportedCipherSuite => "UNSUPPORTED_CIPHER_SUITE",
+            Self::InvalidSignature => "INVALID_SIGNATURE",
+            Self::InvalidLeafNode => "INVALID_LEAF_NODE",
+            Self::InvalidInitKey => "INVALID_INIT_KEY",
+            Self::CredentialMismatch => "CREDENTIAL_MISMATCH",
+            Self::Lifetime => "LIFETIME",
+            Self::AlreadyUsed => "ALREADY_USED",
+            Self::OwnedByAnotherClient => "OWNED_BY_ANOTHER_CLIENT",
+            Self::PoolFull => "POOL_FULL",
+            Self::DuplicateInRequest => "DUPLICATE_IN_REQUEST",
+        }
+    }
+}
+
 /// A KeyPackage that was refused.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rejection {

@@ -1,6 +1,10 @@
 //! The keys that are trusted now: those of files, and those that an issuer publishes.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use jsonwebtoken::Header;
 use tokio::{
@@ -13,7 +17,10 @@ use super::{
     jwks::Jwks,
     keys::{KeySet, VerifyingKey, read_files},
 };
-use crate::config::{AuthSection, JwksSection};
+use crate::{
+    config::{AuthSection, JwksSection},
+    metrics::metrics,
+};
 
 /// The keys of one moment.
 #[derive(Debug, Clone, Default)]
@@ -209,6 +216,29 @@ impl TrustedKeys {
                 tracing::info!("new keys of tokens were fetched");
             }
         });
+    }
+
+    /// Sets the gauges of the keys.
+    pub(super) fn measure(&self) {
+        let current = self.current();
+        let written = |path: &PathBuf| path.metadata().and_then(|found| found.modified()).ok();
+        let of_files = self.files.iter().filter_map(written).max();
+        let of_files = of_files.map(|at: SystemTime| at.elapsed().unwrap_or_default());
+        let fetched = self.published.as_ref().zip(current.fetched_until);
+        // Keys are trusted for so long from when they were fetched. Those that never were are
+        // as old as what is trusted no more.
+        let fetched = fetched.map(|((section, _), until)| match current.fetched.is_empty() {
+            true => section.max_age + until.elapsed(),
+            false => (Instant::now() + section.max_age).duration_since(until),
+        });
+        for (source, age, keys) in
+            [("files", of_files, current.of_files.len()), ("jwks", fetched, current.fetched.len())]
+        {
+            let Some(age) = age else { continue };
+            let labels = [("source", source)];
+            metrics().set("keypool_token_keys", &labels, keys as f64);
+            metrics().set("keypool_token_keys_age_seconds", &labels, age.as_secs_f64());
+        }
     }
 
     fn change(&self, change: impl FnOnce(&mut Current)) {
