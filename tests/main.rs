@@ -7,6 +7,7 @@ mod drain;
 mod grpc;
 mod metrics;
 mod pool;
+mod restore;
 mod sdk_invite;
 mod sdk_own_pool;
 mod transport;

@@ -1,6 +1,10 @@
 //! The command line.
 
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+use std::{
+    net::SocketAddr,
+    path::PathBuf,
+    time::{Duration, SystemTime},
+};
 
 use clap::{
     Args, Parser, Subcommand,
@@ -48,6 +52,13 @@ pub(crate) enum Command {
     /// Prints one line for each problem and ends with 1, or says that there is none and ends
     /// with 0. Changes nothing.
     Check(ConfigArgs),
+    /// Make a database safe that was restored from a backup
+    ///
+    /// What the backup holds as available may have been issued since it was made. This withdraws
+    /// every KeyPackage in the database, makes reservations of before unknown, and has uploads of
+    /// packages refused that the lost database may have issued. Owners then refill their pools.
+    /// Run it with all servers stopped, as the role that migrates. May be run again.
+    AfterRestore(AfterRestoreArgs),
     /// Make a token (JWT) for one client, signed with a private key
     ///
     /// For development, tests and operators: in production, tokens come from your identity
@@ -75,6 +86,33 @@ pub(crate) struct WaitArgs {
     /// How long to wait, as in 90s or 10m
     #[arg(long, value_name = "TIME", default_value = "10m", value_parser = humantime::parse_duration)]
     pub(crate) timeout: Duration,
+}
+
+/// What is known of the database that was lost.
+#[derive(Debug, Args)]
+pub(crate) struct AfterRestoreArgs {
+    #[command(flatten)]
+    pub(crate) config: ConfigArgs,
+    /// Say that you mean it: all pools are empty afterwards
+    #[arg(long, required = true)]
+    withdraw_every_key_package: bool,
+    /// When the lost database took its last write, as in 2026-11-25T21:00:00Z; now by default
+    ///
+    /// One-time packages whose lifetime begins before are refused from then on.
+    #[arg(long, value_name = "TIME", value_parser = humantime::parse_rfc3339_weak)]
+    pub(crate) until: Option<SystemTime>,
+    /// How far in the past the lifetimes of packages begin that your clients make
+    ///
+    /// As an exact figure for all clients: 1h when they use keypool-client or openmls. With the
+    /// default, new packages of such clients are refused for that long.
+    #[arg(long, value_name = "TIME", default_value = "0s", value_parser = humantime::parse_duration)]
+    pub(crate) lifetime_margin: Duration,
+    /// Leave the last resort packages in place
+    ///
+    /// They may be issued many times anyway, so nobody is out of reach while its pool is empty; but
+    /// those that were revoked or replaced since the backup are issued again.
+    #[arg(long)]
+    pub(crate) keep_last_resort: bool,
 }
 
 /// Where `keypool dev` lives.

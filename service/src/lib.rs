@@ -6,6 +6,7 @@ pub mod dev;
 pub mod domain;
 pub mod grpc;
 pub mod metrics;
+pub mod operate;
 pub mod pool;
 pub mod run;
 pub mod server;

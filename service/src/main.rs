@@ -15,9 +15,10 @@ use keypool_service::{
     check,
     config::{Config, LogSection},
     domain::clock::{Clock as _, SystemClock},
-    run, telemetry,
+    operate, run, telemetry,
     token::SigningKey,
 };
+use time::OffsetDateTime;
 
 fn main() -> ExitCode {
     match run(Cli::parse().command) {
@@ -50,6 +51,13 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Dev(args) => {
             telemetry::init(&LogSection::default())?;
             block_on(run::dev(&args.data, args.listen))
+        }
+        Command::AfterRestore(args) => {
+            let config = Config::load(&args.config.config, env::vars_os())?;
+            telemetry::init(&config.log)?;
+            let until = args.until.map_or_else(|| SystemClock.now(), OffsetDateTime::from);
+            let packages_from = until - args.lifetime_margin;
+            block_on(operate::after_restore(&config, packages_from, args.keep_last_resort))
         }
         Command::Check(args) => run_check(&args.config),
         Command::Token(args) => {

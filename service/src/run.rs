@@ -208,7 +208,7 @@ fn stop_on_signal() -> anyhow::Result<CancellationToken> {
     Ok(stop)
 }
 
-fn store_options(section: &DatabaseSection) -> StoreOptions {
+pub(crate) fn store_options(section: &DatabaseSection) -> StoreOptions {
     StoreOptions {
         url: section.url.expose().to_owned(),
         max_connections: section.max_connections,

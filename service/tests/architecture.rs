@@ -23,8 +23,9 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
     ("check", &["config", "grpc::auth", "run"]),
     ("server", &["domain", "store", "pool", "grpc", "metrics"]),
     ("run", &["config", "dev", "domain", "grpc", "pool", "server", "store", "token"]),
+    ("operate", &["config", "domain", "run", "store"]),
     ("cli", &["domain", "grpc::auth", "token"]),
-    ("main", &["check", "cli", "config", "domain", "run", "telemetry", "token"]),
+    ("main", &["check", "cli", "config", "domain", "operate", "run", "telemetry", "token"]),
     ("lib", &[]),
 ];
 

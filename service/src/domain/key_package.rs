@@ -98,7 +98,7 @@ fn judge(
     let signature_key = leaf_node::check_keys(leaf, suite)?;
     check_init_key(package, suite)?;
     let certified_until = leaf_node::check_credential(leaf, suite, caller, policy, now)?;
-    let not_after = lifetime::check(not_before, not_after, policy, now)?;
+    let not_after = lifetime::check(not_before, not_after, last_resort, policy, now)?;
     check_openmls_reads_it(package)?;
     check_signatures(package, &signature_key)?;
     Ok(ValidatedKeyPackage {

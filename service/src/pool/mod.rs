@@ -52,8 +52,10 @@ impl KeyPool {
         store: Store,
         clock: Arc<dyn Clock>,
         policy: PoolPolicy,
-        upload_policy: UploadPolicy,
+        mut upload_policy: UploadPolicy,
     ) -> Result<Self, Error> {
+        // Neither changes while a server runs: `keypool after-restore` wants them all stopped.
+        upload_policy.made_since = store.packages_from().await?;
         let secret = store.reservation_secret(rand::random()).await?;
         // Validation takes a core for as long as it runs: leave the others to everything else.
         let cores = std::thread::available_parallelism().map_or(1, usize::from);

@@ -7,6 +7,7 @@ mod batch;
 mod events;
 mod reserve;
 mod reserve_jobs;
+mod restore;
 mod revoke;
 mod row;
 mod sample;
@@ -47,6 +48,7 @@ use settle::{ReleaseCall, SpendCall};
 
 pub use events::{EventPools, EventQuery};
 pub use reserve::{ReserveAsk, ReserveBatch, ReserveOutcome, Reserved};
+pub use restore::{Restoration, Withdrawn};
 pub use revoke::{Revocation, Revoked, Signer};
 pub use sample::Sample;
 pub use settle::{SettleBatch, Settled};
@@ -62,6 +64,11 @@ pub static MIGRATOR: Migrator = sqlx::migrate!();
 pub fn newest_migration() -> i64 {
     MIGRATOR.iter().map(|migration| migration.version).max().unwrap_or_default()
 }
+
+/// As servers call themselves to the database.
+const NAME: &str = "keypool";
+/// As the commands of operators do.
+const OPERATOR: &str = "keypool operator";
 
 /// How often a statement starts over because another one came in between, before the caller is
 /// told to come back. Each start sees what the other one did, so more than a few mean a pool
@@ -112,9 +119,23 @@ impl Store {
     /// # Errors
     /// When the URL is not one.
     pub fn new(options: &StoreOptions, clock: Arc<dyn Clock>) -> anyhow::Result<Self> {
+        Self::named(NAME, options, clock)
+    }
+
+    /// As [`Store::new`], for a command that an operator runs: one connection, and it is no server
+    /// to [`Store::connected_servers`].
+    ///
+    /// # Errors
+    /// When the URL is not one.
+    pub fn for_operator(options: &StoreOptions, clock: Arc<dyn Clock>) -> anyhow::Result<Self> {
+        let options = StoreOptions { max_connections: 1, ..options.clone() };
+        Self::named(OPERATOR, &options, clock)
+    }
+
+    fn named(name: &str, options: &StoreOptions, clock: Arc<dyn Clock>) -> anyhow::Result<Self> {
         let connect = PgConnectOptions::from_str(&options.url)
             .map_err(|_| anyhow::anyhow!("the database URL is not a postgres:// URL"))?
-            .application_name("keypool")
+            .application_name(name)
             .options([
                 // Planning costs as much as the work, and no plan depends on the values.
                 ("plan_cache_mode", "force_generic_plan".to_owned()),

@@ -69,6 +69,16 @@ impl TestDatabase {
         Self::copy_of(&template(migrator).await).await
     }
 
+    /// A copy of the database as it is now: a backup that is restored elsewhere. Nobody may be
+    /// connected to it but this test, whose connections are closed.
+    ///
+    /// # Panics
+    /// Somebody is, or the server does not do as told.
+    pub async fn backup(&self) -> Self {
+        self.pool.close().await;
+        Self::copy_of(&self.name).await
+    }
+
     /// The database's URL, for servers under test and for tools.
     pub fn url(&self) -> &str {
         &self.url

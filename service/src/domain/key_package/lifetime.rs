@@ -12,6 +12,7 @@ use super::{
 pub(super) fn check(
     not_before: u64,
     not_after: u64,
+    last_resort: bool,
     policy: &UploadPolicy,
     now: OffsetDateTime,
 ) -> Result<OffsetDateTime, Rejection> {
@@ -27,6 +28,18 @@ pub(super) fn check(
     }
     if not_before > now + i128::from(policy.clock_skew.whole_seconds()) {
         return Err(refuse("is not valid yet"));
+    }
+    if let Some(since) = policy.made_since
+        && !last_resort
+        && not_before < i128::from(since.unix_timestamp())
+    {
+        return Err(Rejection::new(
+            RejectReason::Lifetime,
+            format!(
+                "may have been issued before this server's database was restored from a backup: \
+                 make one whose lifetime begins after {since}"
+            ),
+        ));
     }
     let longest = policy.max_lifetime.whole_seconds();
     if not_after - not_before > i128::from(longest) {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use time::Duration;
+use time::{Duration, OffsetDateTime};
 
 use super::{identity::IdentityTemplate, trust_anchors::TrustAnchors};
 use crate::domain::ids::CipherSuite;
@@ -18,6 +18,9 @@ pub struct UploadPolicy {
     pub max_lifetime: Duration,
     /// How far not_before may lie in the future.
     pub clock_skew: Duration,
+    /// One-time packages whose lifetime begins before this are refused: they may have been issued
+    /// by a database that was lost. None where none was.
+    pub made_since: Option<OffsetDateTime>,
     /// What the identity of a BasicCredential, or a subject alternative name of an X.509
     /// credential, must be.
     pub credential_identity: IdentityTemplate,
@@ -33,6 +36,7 @@ impl Default for UploadPolicy {
             cipher_suites: BTreeSet::from([CipherSuite(1), CipherSuite(2), CipherSuite(3)]),
             max_lifetime: Duration::days(90),
             clock_skew: Duration::minutes(5),
+            made_since: None,
             credential_identity: IdentityTemplate::default(),
             trust_anchors: TrustAnchors::default(),
             max_key_package_bytes: 20 * 1024,
