@@ -8,3 +8,4 @@ mod partitions;
 mod revoke;
 mod role;
 mod rotate;
+mod sharding;
