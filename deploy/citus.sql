@@ -26,3 +26,4 @@ SELECT create_distributed_table('event', 'bucket', colocate_with => 'pool');
 -- A few rows that every replica reads: on every worker.
 SELECT create_reference_table('service_secret');
 SELECT create_reference_table('sweep_cursor');
+SELECT create_reference_table('restoration');
