@@ -53,7 +53,9 @@ def look_at(root, max_kb):
     expect(len(times) == 1, "files bear different times")
     sections = subprocess.run(["readelf", "-S", root / "usr/bin/keypool"], check=True, capture_output=True, text=True)
     expect(".symtab" not in sections.stdout, "the program is not stripped")
-    sbom = json.loads((root / "usr/share/sbom/keypool.cdx.json").read_text())
+    sbom = (root / "usr/share/sbom/keypool.cdx.json").read_text()
+    expect(str(ROOT) not in sbom, "the SBOM tells where it was built")
+    sbom = json.loads(sbom)
     names = {component["name"] for component in sbom["components"]}
     expect({"tonic", "sqlx", "aws-lc-rs"} <= names, "the SBOM lacks what keypool is made of")
     expect("nextest-runner" not in names and "proptest" not in names, "the SBOM lists what only tests use")
