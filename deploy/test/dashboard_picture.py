@@ -81,6 +81,7 @@ def draw(axes, panel, found):
         axes.set_xticks([])
         axes.set_yticks([])
         return
+    axes.margins(y=0.25) # room for the legend
     if panel["fieldConfig"]["defaults"]["custom"]["stacking"]["mode"] == "normal":
         moments = sorted({at for _, points in found for at, _ in points})
         rows = [[dict(points).get(at, 0) for at in moments] for _, points in found]
