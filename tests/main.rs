@@ -5,6 +5,7 @@
 mod contract;
 mod drain;
 mod grpc;
+mod limits;
 mod metrics;
 mod pool;
 mod restore;

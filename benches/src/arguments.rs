@@ -32,6 +32,12 @@ pub(crate) struct Arguments {
     /// Measure at several sizes, and after churn: long, and needs much disk
     #[arg(long)]
     pub(crate) growth: bool,
+    /// Offer ten times the load that can be served, and nothing else: script/overload
+    #[arg(long)]
+    pub(crate) overload: bool,
+    /// Clients that one call reserves from, with --overload
+    #[arg(long, value_name = "N", default_value_t = 32)]
+    pub(crate) clients_a_call: usize,
     /// Reserve and Spend pairs before churn is measured
     #[arg(long, value_name = "PAIRS")]
     pub(crate) churn: Option<u64>,
@@ -93,6 +99,15 @@ impl Arguments {
             (false, _) => self.connections.clone(),
             (true, true) => vec![1, 16],
             (true, false) => vec![1, 16, 64, 256],
+        }
+    }
+
+    /// Calls at once among which the best rate of --overload is looked for.
+    pub(crate) fn concurrency(&self) -> Vec<usize> {
+        match (self.connections.is_empty(), self.quick) {
+            (false, _) => self.connections.clone(),
+            (true, true) => vec![4, 8],
+            (true, false) => vec![2, 4, 8, 12],
         }
     }
 

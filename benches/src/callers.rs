@@ -28,8 +28,8 @@ use crate::{
 };
 
 /// Longer than a run between two resets: nothing lapses while it is measured.
-const TTL: Duration = Duration::from_secs(600);
-const GROUP_ID: &[u8] = b"0123456789abcdef0123456789abcdef";
+pub(crate) const TTL: Duration = Duration::from_secs(600);
+pub(crate) const GROUP_ID: &[u8] = b"0123456789abcdef0123456789abcdef";
 /// What the ids of owners start with; a number of six digits follows.
 pub(crate) const OWNER_PREFIX: &str = "owner-";
 

@@ -15,7 +15,8 @@ const DEADLINE: Duration = Duration::from_secs(30);
 /// The length of a gRPC message's prefix: compressed or not, and its length.
 const PREFIX: usize = 5;
 
-/// One connection to keypool; one call at a time.
+/// One connection to keypool. Clones share it.
+#[derive(Clone)]
 pub(crate) struct Connection {
     sender: SendRequest<Bytes>,
     authority: String,
@@ -36,6 +37,17 @@ impl fmt::Display for Refusal {
 }
 
 impl std::error::Error for Refusal {}
+
+impl Refusal {
+    /// Whether its code is RESOURCE_EXHAUSTED.
+    pub(crate) fn is_exhausted(&self) -> bool {
+        self.code == "8"
+    }
+
+    pub(crate) fn message(&self) -> &str {
+        &self.message
+    }
+}
 
 impl Connection {
     pub(crate) async fn open(address: SocketAddr) -> anyhow::Result<Self> {
@@ -58,24 +70,36 @@ impl Connection {
         token: &HeaderValue,
         message: &Q,
     ) -> anyhow::Result<A> {
-        let answer = self.exchange(method, token, frame(message)?);
+        let uri = self.uri(&format!("/keypool.v1.KeyPackageService/{method}"))?;
+        self.send(&uri, token, frame(message)?).await
+    }
+
+    /// The URI of a method, to be used again.
+    pub(crate) fn uri(&self, path: &str) -> anyhow::Result<Uri> {
+        let uri = Uri::builder().scheme("http").authority(self.authority.as_str());
+        Ok(uri.path_and_query(path).build()?)
+    }
+
+    /// Calls with a message that is framed already.
+    pub(crate) async fn send<A: Message + Default>(
+        &self,
+        uri: &Uri,
+        token: &HeaderValue,
+        frame: Bytes,
+    ) -> anyhow::Result<A> {
+        let answer = self.exchange(uri, token, frame);
         tokio::time::timeout(DEADLINE, answer).await.context("no answer in time")?
     }
 
     async fn exchange<A: Message + Default>(
-        &mut self,
-        method: &str,
+        &self,
+        uri: &Uri,
         token: &HeaderValue,
         frame: Bytes,
     ) -> anyhow::Result<A> {
-        let uri = Uri::builder()
-            .scheme("http")
-            .authority(self.authority.as_str())
-            .path_and_query(format!("/keypool.v1.KeyPackageService/{method}"))
-            .build()?;
         let request = Request::builder()
             .method(Method::POST)
-            .uri(uri)
+            .uri(uri.clone())
             .header(header::CONTENT_TYPE, "application/grpc")
             .header(header::TE, "trailers")
             .header(header::AUTHORIZATION, token)
@@ -100,7 +124,7 @@ impl Connection {
 }
 
 /// A message as gRPC frames it, not compressed.
-fn frame(message: &impl Message) -> anyhow::Result<Bytes> {
+pub(crate) fn frame(message: &impl Message) -> anyhow::Result<Bytes> {
     let length = message.encoded_len();
     let mut frame = BytesMut::with_capacity(PREFIX + length);
     frame.put_u8(0);

@@ -15,6 +15,7 @@ mod connection;
 mod growth;
 mod load;
 mod machine;
+mod overload;
 mod packages;
 mod plot;
 mod postgres;
@@ -56,6 +57,18 @@ async fn main() -> anyhow::Result<ExitCode> {
     );
     for setting in arguments.postgres.iter().chain(&arguments.set) {
         println!("not as usual: {setting}");
+    }
+    if arguments.overload {
+        let report = overload::measure(&arguments, &postgres).await;
+        postgres.stop().await?;
+        let report = report?;
+        println!("\n{}", report.text());
+        if let Some(path) = &arguments.json {
+            let json = serde_json::to_string_pretty(&report)? + "\n";
+            fs::write(path, json).with_context(|| path.display().to_string())?;
+        }
+        let wrong = !report.faults.is_empty();
+        return Ok(if wrong { ExitCode::FAILURE } else { ExitCode::SUCCESS });
     }
     let measured = measure(&arguments, &postgres, pgbench.as_ref()).await;
     postgres.stop().await?;

@@ -372,7 +372,7 @@ impl Site {
     }
 
     /// What all that takes part has cost so far.
-    async fn spent(&self) -> anyhow::Result<Cost> {
+    pub(crate) async fn spent(&self) -> anyhow::Result<Cost> {
         let load = machine::cpu_times(std::process::id())?;
         Ok(Cost {
             server: machine::cpu_times(self.server.pid())?.own,
@@ -384,7 +384,7 @@ impl Site {
 }
 
 impl Cost {
-    fn since(self, before: Self) -> Self {
+    pub(crate) fn since(self, before: Self) -> Self {
         Self {
             server: self.server - before.server,
             postgres: self.postgres - before.postgres,

@@ -29,6 +29,8 @@ impl Remedy {
         match error {
             Error::TokenExpired(_) => Self::NewToken,
             Error::Overloaded(_) => Self::Later,
+            // Else it is for the caller to end what there is too much of.
+            Error::RateLimited(rejection) if rejection.retry_after.is_some() => Self::Later,
             // All endpoints share the database.
             Error::Unavailable(rejection)
                 if rejection.reason == Some(ErrorReason::StoreUnavailable) =>

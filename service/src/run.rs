@@ -18,8 +18,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     config::{
-        AuthSection, Config, DatabaseSection, Finding, MetricsSection, Secret, ServerSection,
-        SweeperSection, TlsSection, UploadSection,
+        AuthSection, Config, DatabaseSection, Finding, LimitsSection, MetricsSection, Secret,
+        ServerSection, SweeperSection, TlsSection, UploadSection,
     },
     dev::{EmbeddedPostgres, PostgresOptions},
     domain::{
@@ -28,7 +28,7 @@ use crate::{
         policy::PoolPolicy,
     },
     grpc::{
-        CallLimits,
+        CallLimits, GateLimits, LoadLimits, Rate, RateLimits, RequestLimits,
         auth::{Authenticator, KeySet},
     },
     pool::{KeyPool, SweepPolicy, WatchLimits},
@@ -42,6 +42,13 @@ const DEV_AUDIENCE: &str = "keypool";
 
 /// Between two looks of `keypool wait` at the database.
 const WAIT_INTERVAL: Duration = Duration::from_secs(1);
+
+/// A peer is asked at this interval whether it is still there.
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
+/// A peer that does not answer that in time is gone.
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
+/// How long a caller may take to receive an answer: the largest, over a slow line.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// `keypool serve`: serves until SIGTERM or SIGINT, then drains.
 ///
@@ -78,7 +85,7 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
             listen: config.metrics.listen,
             sample_interval: config.metrics.sample_interval,
         },
-        ..server_options(&config.server, &config.sweeper)
+        ..server_options(&config.server, &config.limits, &config.sweeper)
     };
     server::serve(listeners, pool, authenticator, options, stop).await?;
     tracing::info!("stopped");
@@ -167,7 +174,8 @@ async fn dev_on(
     let pool = KeyPool::open(store, clock, PoolPolicy::default(), upload).await?;
     let listener = bind(listen).await?;
     greet(listener.local_addr()?, &key_file)?;
-    let options = server_options(&ServerSection::default(), &SweeperSection::default());
+    let limits = LimitsSection::default();
+    let options = server_options(&ServerSection::default(), &limits, &SweeperSection::default());
     server::serve(listener, pool, authenticator, options, stop).await
 }
 
@@ -218,14 +226,18 @@ pub(crate) fn store_options(section: &DatabaseSection) -> StoreOptions {
 }
 
 /// How a server behaves that is configured so, but for its certificate: it serves plaintext.
-pub fn server_options(server: &ServerSection, sweeper: &SweeperSection) -> ServerOptions {
+pub fn server_options(
+    server: &ServerSection,
+    limits: &LimitsSection,
+    sweeper: &SweeperSection,
+) -> ServerOptions {
     // Numbers and times are bounded by the configuration, so that none is out of range.
     let days = sweeper.event_retention.as_secs() / (24 * 60 * 60);
     let span = |given: Duration| time::Duration::try_from(given).unwrap_or(time::Duration::MAX);
     let size = |given: u32| usize::try_from(given).unwrap_or(usize::MAX);
     ServerOptions {
         limits: CallLimits {
-            max_concurrent: size(server.max_concurrent_requests),
+            load: load_limits(limits, size(server.max_concurrent_requests)),
             timeout: server.request_timeout,
             max_request_bytes: size(server.max_request_bytes),
             watch: WatchLimits {
@@ -239,6 +251,9 @@ pub fn server_options(server: &ServerSection, sweeper: &SweeperSection) -> Serve
             max_header_bytes: server.max_header_bytes,
             handshake_timeout: server.handshake_timeout,
             idle_timeout: server.idle_timeout,
+            keepalive_interval: KEEPALIVE_INTERVAL,
+            keepalive_timeout: KEEPALIVE_TIMEOUT,
+            answer_timeout: ANSWER_TIMEOUT,
             max_age: server.max_connection_age,
         },
         tls: None,
@@ -254,6 +269,34 @@ pub fn server_options(server: &ServerSection, sweeper: &SweeperSection) -> Serve
             listen: None,
             sample_interval: MetricsSection::default().sample_interval,
         },
+    }
+}
+
+fn load_limits(section: &LimitsSection, requests: usize) -> LoadLimits {
+    // Owners come seldom and in the background: they may wait longer.
+    const OWNERS_WAIT: u32 = 10;
+    let size = |given: u32| usize::try_from(given).unwrap_or(usize::MAX);
+    let rate = |burst, per_minute| Rate { burst, per_minute };
+    let gate = |places, queue, times| GateLimits {
+        places,
+        queue,
+        wait: section.max_wait * times,
+        standing_wait: section.standing_wait * times,
+    };
+    LoadLimits {
+        rates: section.rate_limits.then(|| RateLimits {
+            reserve: rate(section.reserve_burst, section.reserve_per_minute),
+            target: rate(section.target_burst, section.target_per_minute),
+            owner: rate(section.owner_burst, section.owner_per_minute),
+        }),
+        requests: RequestLimits {
+            requests,
+            requests_per_caller: size(section.max_requests_per_caller),
+            bytes: size(section.max_bytes),
+            bytes_per_caller: size(section.max_bytes_per_caller),
+        },
+        adders: gate(section.adder_places, section.adder_queue, 1),
+        owners: gate(section.owner_places, section.owner_queue, OWNERS_WAIT),
     }
 }
 

@@ -24,7 +24,8 @@ pub use tls::{Tls, TlsFiles};
 use crate::{
     domain::error::Error,
     grpc::{
-        self, Admit, CallLimits, DeadlineLayer, GrpcService, MeasureLayer, auth::Authenticator,
+        self, Admit, CallLimits, DeadlineLayer, GrpcService, Limits, MeasureLayer, ShedLayer,
+        auth::Authenticator,
     },
     metrics::{self, metrics},
     pool::{KeyPool, SweepPolicy},
@@ -107,8 +108,9 @@ pub async fn serve(
     let metrics_listener = options.metrics.bind().await?;
     let (health, health_service) = tonic_health::server::health_reporter();
     health.set_not_serving::<Service>().await; // until the database has answered
-    let service = Service::new(GrpcService::new(pool.clone(), options.limits, stop.clone()))
-        .max_decoding_message_size(options.limits.max_request_bytes);
+    let load = Arc::new(Limits::new(options.limits.load));
+    let service = GrpcService::new(pool.clone(), options.limits, load.clone(), stop.clone());
+    let service = Service::new(service).max_decoding_message_size(options.limits.max_request_bytes);
     let background = tokio::spawn(watch_health(health, pool.store().clone(), stop.clone()));
     let sweeper = tokio::spawn({
         let (pool, policy, stop) = (pool.clone(), options.sweep.clone(), stop.clone());
@@ -157,8 +159,11 @@ pub async fn serve(
         async move { pool.run_sampler(options.metrics.sample_interval, stop).await }
     });
 
+    let refusals = tokio::spawn(grpc::tell_refused(stop.clone()));
+
     let max_request_bytes = options.limits.max_request_bytes;
     let stack = ServiceBuilder::new()
+        .layer(ShedLayer::new(load.clone()))
         .layer(MeasureLayer)
         .layer(SetRequestIdLayer::new(REQUEST_ID, MakeRequestUuid))
         .layer(
@@ -179,14 +184,16 @@ pub async fn serve(
             Routes::new(reflection_v1()?)
                 .add_service(reflection_v1alpha()?)
                 .add_service(health_service)
-                .add_service(Admit::new(service, authenticator, stop.clone()))
+                .add_service(Admit::new(service, authenticator, load, stop.clone()))
                 .prepare(),
         );
     let serving =
         connections::serve(listeners.calls, options.tls, options.connections, stack, stop.clone());
     let whole = async {
         serving.await;
-        for task in [background, sweeper, watching, certificates, keys, exposing, sampling] {
+        for task in
+            [background, sweeper, watching, certificates, keys, exposing, sampling, refusals]
+        {
             task.await.context("a background task failed")?;
         }
         pool.store().close().await;

@@ -3,7 +3,10 @@
 use std::time::Duration;
 
 use keypool_client::{Client, Code, v1::ErrorReason};
-use keypool_service::{domain::policy::PoolPolicy, grpc::auth::Scope};
+use keypool_service::{
+    domain::policy::PoolPolicy,
+    grpc::{GateLimits, auth::Scope},
+};
 use keypool_testing::watching::{Replicas, Watching, client_key, packages, patiently, usual};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -49,7 +52,8 @@ async fn a_client_holds_so_many_streams_and_no_more() {
 async fn a_stream_takes_no_place_of_a_call_and_needs_the_scope() {
     let replicas = replicas().await;
     let mut options = usual();
-    options.limits.max_concurrent = 0;
+    let none = GateLimits { places: 0, queue: 0, ..options.limits.load.owners };
+    options.limits.load.owners = none;
     let here = replicas.serve_with(options).await;
     let bob = client_key("bob", "phone");
     let owner = replicas.client(&here, &bob).await;

@@ -26,17 +26,17 @@ async fn what_passes_is_repeated_with_the_same_message() {
     fake.behave_first([
         failing(Code::Unavailable, "STORE_UNAVAILABLE", soon),
         failing(Code::ResourceExhausted, "OVERLOADED", soon),
+        failing(Code::ResourceExhausted, "RATE_LIMITED", soon),
         failing(Code::Unavailable, "SHUTTING_DOWN", None),
         Behaviour::Fail(Status::unavailable("a proxy without upstream")),
     ]);
     client.reserve(&reserve).await.unwrap();
-    assert_eq!(fake.asked(), vec![Asked::Reserve(reserve.message().clone()); 5]);
+    assert_eq!(fake.asked(), vec![Asked::Reserve(reserve.message().clone()); 6]);
 }
 
 #[tokio::test]
 async fn what_will_not_pass_or_is_the_callers_to_mend_is_not_repeated() {
     let cases = [
-        (Code::ResourceExhausted, "RATE_LIMITED"),
         (Code::Internal, "INTERNAL"),
         (Code::FailedPrecondition, "POOL_EXHAUSTED"),
         (Code::InvalidArgument, "INVALID_ARGUMENT"),
@@ -53,6 +53,15 @@ async fn what_will_not_pass_or_is_the_callers_to_mend_is_not_repeated() {
 }
 
 #[tokio::test]
+async fn a_call_too_many_is_repeated_only_when_the_server_says_when() {
+    let fake = Fake::start(failing(Code::ResourceExhausted, "RATE_LIMITED", None)).await;
+    let client = fake.builder().connect().await.unwrap();
+    let error = client.pool_status().await.unwrap_err();
+    assert!(matches!(error, Error::RateLimited(_)), "{error:?}");
+    assert_eq!(fake.asked().len(), 1);
+}
+
+#[tokio::test]
 async fn a_call_is_repeated_as_often_as_it_was_told() {
     for retries in [0, 1, 3] {
         let fake = Fake::start(Behaviour::Fail(Status::unavailable("down"))).await;
@@ -66,12 +75,15 @@ async fn a_call_is_repeated_as_often_as_it_was_told() {
 #[tokio::test]
 async fn a_pause_that_would_miss_the_deadline_is_not_begun() {
     let pause = Some(Duration::from_secs(3600));
-    let fake = Fake::start(failing(Code::ResourceExhausted, "OVERLOADED", pause)).await;
-    let client = fake.builder().deadline(Duration::from_secs(600)).connect().await.unwrap();
-    let error = client.pool_status().await.unwrap_err();
-    assert!(matches!(error, Error::Overloaded(_)), "{error:?}");
-    assert_eq!(error.retry_after(), pause);
-    assert_eq!(fake.asked().len(), 1);
+    for reason in ["OVERLOADED", "RATE_LIMITED"] {
+        let fake = Fake::start(failing(Code::ResourceExhausted, reason, pause)).await;
+        let client = fake.builder().deadline(Duration::from_secs(600)).connect().await.unwrap();
+        let error = client.pool_status().await.unwrap_err();
+        let rejection = error.rejection().unwrap();
+        assert_eq!(rejection.reason_name.as_deref(), Some(reason));
+        assert_eq!(error.retry_after(), pause);
+        assert_eq!(fake.asked().len(), 1);
+    }
 }
 
 #[tokio::test]

@@ -5,6 +5,7 @@
 //! every key.
 
 mod database;
+mod limits;
 mod metrics;
 mod packages;
 mod secret;
@@ -17,6 +18,7 @@ mod tls;
 use std::{ffi::OsString, fmt, fs, net::SocketAddr, path::Path};
 
 pub use database::DatabaseSection;
+pub use limits::LimitsSection;
 pub use metrics::MetricsSection;
 pub use packages::UploadSection;
 pub use secret::Secret;
@@ -92,6 +94,8 @@ pub struct Config {
     pub sweeper: SweeperSection,
     /// `[server]`
     pub server: ServerSection,
+    /// `[limits]`
+    pub limits: LimitsSection,
     /// `[tls]`; none where `server.plaintext` is true.
     pub tls: Option<TlsSection>,
     /// `[health]`
@@ -156,6 +160,7 @@ impl Config {
             upload,
             sweeper: SweeperSection::read(source),
             server,
+            limits: LimitsSection::read(source),
             tls,
             health: HealthSection::read(source),
             metrics: MetricsSection::read(source),
@@ -172,7 +177,7 @@ impl Config {
 
 /// The rules between keys.
 fn check_together(config: &Config, source: &mut Source) {
-    let Config { pool, upload, database, server, .. } = config;
+    let Config { pool, upload, database, server, limits, .. } = config;
     for (holds, key, message) in [
         (pool.low_watermark < pool.target, "pool.low_watermark", "must be below pool.target"),
         (pool.target <= pool.hard_cap, "pool.target", "must not exceed pool.hard_cap"),
@@ -191,6 +196,21 @@ fn check_together(config: &Config, source: &mut Source) {
             database.statement_timeout <= server.request_timeout,
             "database.statement_timeout",
             "must not exceed server.request_timeout",
+        ),
+        (
+            server.max_request_bytes <= limits.max_bytes_per_caller,
+            "limits.max_bytes_per_caller",
+            "must not be below server.max_request_bytes",
+        ),
+        (
+            limits.max_bytes_per_caller <= limits.max_bytes,
+            "limits.max_bytes_per_caller",
+            "must not exceed limits.max_bytes",
+        ),
+        (
+            limits.standing_wait <= limits.max_wait,
+            "limits.standing_wait",
+            "must not exceed limits.max_wait",
         ),
     ] {
         if !holds {

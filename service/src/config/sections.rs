@@ -162,7 +162,8 @@ impl SweeperSection {
 pub struct ServerSection {
     /// `drain_timeout`: after SIGTERM, calls in flight get this long to finish. Default 25s.
     pub drain_timeout: Duration,
-    /// `max_concurrent_requests`: calls beyond it are refused as OVERLOADED. Default 1024.
+    /// `max_concurrent_requests`: how many requests may be under way, those that have not arrived
+    /// yet too; one more is refused as OVERLOADED. Default 4096.
     pub max_concurrent_requests: u32,
     /// `request_timeout`: a call may take this long to arrive, and as long again to be answered.
     /// Default 10s.
@@ -196,7 +197,7 @@ impl Default for ServerSection {
     fn default() -> Self {
         Self {
             drain_timeout: 25 * SECOND,
-            max_concurrent_requests: 1024,
+            max_concurrent_requests: 4096,
             request_timeout: 10 * SECOND,
             max_request_bytes: 4 * 1024 * 1024,
             max_header_bytes: 16 * 1024,

@@ -1,5 +1,7 @@
 //! What can go wrong, in the domain's words. `grpc::status` maps each to its code and reason.
 
+use std::time::Duration;
+
 use thiserror::Error;
 
 /// One field of a request that is missing or wrong.
@@ -63,8 +65,13 @@ pub enum Error {
     #[error("the pool belongs to someone else")]
     NotYourPool,
     /// The caller calls too often, or holds too many streams.
-    #[error("too many {0}")]
-    RateLimited(&'static str),
+    #[error("too many {what}")]
+    RateLimited {
+        /// Of what.
+        what: &'static str,
+        /// When there may be another one.
+        retry_after: Duration,
+    },
     /// The reservation lapsed and its package is gone or someone else's.
     #[error("the reservation lapsed, and its KeyPackage is gone or someone else's")]
     ReservationLost,
@@ -92,6 +99,14 @@ pub enum Error {
     /// A fault of keypool itself.
     #[error("internal error")]
     Internal(#[source] anyhow::Error),
+}
+
+impl Error {
+    /// Too many of what only the caller itself can end.
+    pub fn rate_limited(what: &'static str) -> Self {
+        const RETRY: Duration = Duration::from_secs(5);
+        Self::RateLimited { what, retry_after: RETRY }
+    }
 }
 
 /// The first violations in one line; BadRequest has all of them.

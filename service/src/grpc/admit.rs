@@ -15,23 +15,30 @@ use tower::Service;
 
 use super::{
     auth::{Authenticator, token_failure},
+    limit::Limits,
     service::refuse,
 };
 use crate::{domain::error::Error, metrics::metrics};
 
-/// Lets calls in whose token is good while the server is not about to stop, and tells the service
-/// behind it who calls.
+/// Lets calls in whose token is good, and whose caller is within its limits, while the server is not
+/// about to stop, and tells the service behind it who calls.
 #[derive(Debug, Clone)]
 pub struct Admit<S> {
     inner: S,
     authenticator: Arc<Authenticator>,
+    limits: Arc<Limits>,
     stop: CancellationToken,
 }
 
 impl<S> Admit<S> {
     /// Guards `inner`; `stop` turns all calls away.
-    pub fn new(inner: S, authenticator: Arc<Authenticator>, stop: CancellationToken) -> Self {
-        Self { inner, authenticator, stop }
+    pub fn new(
+        inner: S,
+        authenticator: Arc<Authenticator>,
+        limits: Arc<Limits>,
+        stop: CancellationToken,
+    ) -> Self {
+        Self { inner, authenticator, limits, stop }
     }
 }
 
@@ -53,18 +60,23 @@ where
         self.inner.poll_ready(cx)
     }
 
-    fn call(&mut self, mut request: Request<Body>) -> Self::Future {
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
         // A clone that was not asked whether it is ready stays behind.
         let clone = self.inner.clone();
         let mut inner = std::mem::replace(&mut self.inner, clone);
-        let (authenticator, stop) = (self.authenticator.clone(), self.stop.clone());
+        let (authenticator, limits) = (self.authenticator.clone(), self.limits.clone());
+        let stop = self.stop.clone();
         Box::pin(async move {
             let caller = match stop.is_cancelled() {
                 true => Err(Error::ShuttingDown),
                 false => authenticator.admit(request.headers()).await,
             };
-            match caller {
-                Ok(caller) => {
+            let knocked = caller.and_then(|caller| {
+                let (request, held) = limits.knock(&caller, request)?;
+                Ok((caller, request, held))
+            });
+            match knocked {
+                Ok((caller, mut request, _held)) => {
                     request.extensions_mut().insert(caller);
                     inner.call(request).await
                 }

@@ -4,11 +4,15 @@ mod admit;
 pub mod auth;
 mod convert;
 mod deadline;
+mod limit;
 mod measure;
 mod service;
 pub mod status;
 
 pub use admit::Admit;
 pub use deadline::DeadlineLayer;
+pub use limit::{
+    GateLimits, Limits, LoadLimits, Rate, RateLimits, RequestLimits, ShedLayer, tell_refused,
+};
 pub use measure::MeasureLayer;
 pub use service::{CallLimits, GrpcService, explain_unread};

@@ -4,14 +4,15 @@ use std::{error::Error as StdError, pin::Pin, sync::Arc, time::Duration};
 
 use futures_util::{Stream, StreamExt as _};
 use keypool_proto::v1::{self, key_package_service_server::KeyPackageService};
-use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Request, Response, Status};
 use tracing::Span;
 
 use super::{
     auth::{Caller, Scope},
-    convert, status,
+    convert,
+    limit::{Limits, Load, LoadLimits, Refused, count_refused},
+    status,
 };
 use crate::{
     domain::error::{Error, FieldViolation},
@@ -22,8 +23,8 @@ use crate::{
 /// What bounds the calls.
 #[derive(Debug, Clone, Copy)]
 pub struct CallLimits {
-    /// How many calls are worked on at once; one more is turned away.
-    pub max_concurrent: usize,
+    /// What bounds their number.
+    pub load: LoadLimits,
     /// How long a call may take to arrive, and as long again to be answered.
     pub timeout: Duration,
     /// The size of the message of a request.
@@ -36,32 +37,47 @@ pub struct CallLimits {
 #[derive(Debug, Clone)]
 pub struct GrpcService {
     pool: KeyPool,
-    places: Arc<Semaphore>,
+    load: Arc<Limits>,
     limits: CallLimits,
     stop: CancellationToken,
 }
 
 impl GrpcService {
-    /// Serves `pool` within `limits`; `stop` ends its streams.
-    pub fn new(pool: KeyPool, limits: CallLimits, stop: CancellationToken) -> Self {
-        Self { pool, places: Arc::new(Semaphore::new(limits.max_concurrent)), limits, stop }
+    /// Serves `pool` within `limits`, for whose `load` there is `load`; `stop` ends its streams.
+    pub fn new(
+        pool: KeyPool,
+        limits: CallLimits,
+        load: Arc<Limits>,
+        stop: CancellationToken,
+    ) -> Self {
+        Self { pool, load, limits, stop }
     }
 
-    /// Runs one call of a caller with one of `scopes`, within the limits.
-    async fn call<Q, A>(
+    /// Runs one call of a caller with one of `scopes`, within the limits: `prepare` reads the
+    /// message and pays for it, `work` does what it asks once there is a place for it.
+    async fn call<Q, P, A>(
         &self,
         request: Request<Q>,
         scopes: &[Scope],
-        work: impl AsyncFnOnce(&KeyPool, &Caller, Q) -> Result<A, Error>,
+        prepare: impl FnOnce(&Caller, Q) -> Result<(Load, P), Error>,
+        work: impl AsyncFnOnce(&KeyPool, &Caller, P) -> Result<A, Error>,
     ) -> Result<Response<A>, Status> {
         let unfinished = Unfinished(Some(Span::current()));
         let call = async {
             let caller = allowed(&request, scopes)?;
-            let _place = self.places.try_acquire().map_err(|_| {
-                metrics().shed.count(Shed::Places);
-                Error::Overloaded
-            })?;
-            match work(&self.pool, &caller, request.into_inner()).await {
+            let (load, prepared) = prepare(&caller, request.into_inner())?;
+            let _place = match self.load.enter(load).await {
+                Ok(place) => place,
+                Err(refused) => {
+                    metrics().shed.count(Shed::Queue);
+                    return Err(match refused {
+                        Refused::Full => Error::Overloaded,
+                        // The database may be gone.
+                        Refused::Late => self.pool.store().why_late().await,
+                    });
+                }
+            };
+            match work(&self.pool, &caller, prepared).await {
                 Err(Error::Overloaded) => Err(self.late().await),
                 answer => answer,
             }
@@ -148,6 +164,10 @@ pub(super) fn refuse(error: &Error) -> Status {
             let cause: &(dyn StdError + 'static) = cause.as_ref();
             tracing::warn!(?code, reason, cause, "call failed");
         }
+        Error::RateLimited { .. } | Error::Overloaded => {
+            count_refused(error);
+            tracing::debug!(?code, reason, "call refused");
+        }
         _ => tracing::info!(?code, reason, "call refused"),
     }
     status::to_status(error)
@@ -159,8 +179,11 @@ impl KeyPackageService for GrpcService {
         &self,
         request: Request<v1::UploadKeyPackagesRequest>,
     ) -> Result<Response<v1::UploadKeyPackagesResponse>, Status> {
-        self.call(request, &[Scope::Publish], async |pool, caller, request| {
+        let prepare = |caller: &Caller, request| {
             let (packages, mode) = convert::upload(request)?;
+            Ok((self.load.upload(caller, packages.len())?, (packages, mode)))
+        };
+        self.call(request, &[Scope::Publish], prepare, async |pool, caller, (packages, mode)| {
             let (results, status) = pool.upload(&caller.key, packages, mode).await?;
             Ok(convert::uploaded(results, status))
         })
@@ -171,9 +194,15 @@ impl KeyPackageService for GrpcService {
         &self,
         request: Request<v1::ReserveKeyPackagesRequest>,
     ) -> Result<Response<v1::ReserveKeyPackagesResponse>, Status> {
-        self.call(request, &[Scope::Reserve], async |pool, caller, request| {
+        let prepare = |caller: &Caller, request| {
             let request = convert::reserve(request)?;
-            Ok(convert::reserved(pool.reserve(&caller.key, &request).await?))
+            let load = self.load.reserve(caller, &request)?;
+            Ok((load, (load, request)))
+        };
+        self.call(request, &[Scope::Reserve], prepare, async |pool, caller, (load, request)| {
+            let results = pool.reserve(&caller.key, &request).await?;
+            self.load.reserved(caller, load, &results);
+            Ok(convert::reserved(results))
         })
         .await
     }
@@ -182,8 +211,11 @@ impl KeyPackageService for GrpcService {
         &self,
         request: Request<v1::SpendKeyPackagesRequest>,
     ) -> Result<Response<v1::SpendKeyPackagesResponse>, Status> {
-        self.call(request, &[Scope::Reserve], async |pool, caller, request| {
+        let prepare = |caller: &Caller, request| {
             let (ids, group_id) = convert::spend(request)?;
+            Ok((self.load.settle(caller, ids.len())?, (ids, group_id)))
+        };
+        self.call(request, &[Scope::Reserve], prepare, async |pool, caller, (ids, group_id)| {
             let spent = pool.spend(&caller.key, &ids, &group_id).await?;
             Ok(convert::spent(ids, spent))
         })
@@ -194,8 +226,11 @@ impl KeyPackageService for GrpcService {
         &self,
         request: Request<v1::ReleaseReservationsRequest>,
     ) -> Result<Response<v1::ReleaseReservationsResponse>, Status> {
-        self.call(request, &[Scope::Reserve], async |pool, caller, request| {
+        let prepare = |caller: &Caller, request| {
             let ids = convert::release(request)?;
+            Ok((self.load.settle(caller, ids.len())?, ids))
+        };
+        self.call(request, &[Scope::Reserve], prepare, async |pool, caller, ids| {
             let released = pool.release(&caller.key, &ids).await?;
             Ok(convert::released(ids, released))
         })
@@ -206,7 +241,8 @@ impl KeyPackageService for GrpcService {
         &self,
         request: Request<v1::GetPoolStatusRequest>,
     ) -> Result<Response<v1::PoolStatus>, Status> {
-        self.call(request, &[Scope::Publish], async |pool, caller, _| {
+        let prepare = |_: &Caller, _| Ok((Load::OWNER, ()));
+        self.call(request, &[Scope::Publish], prepare, async |pool, caller, ()| {
             Ok(convert::pool_status(pool.status(&caller.key).await?))
         })
         .await
@@ -230,8 +266,8 @@ impl KeyPackageService for GrpcService {
         &self,
         request: Request<v1::RevokeKeyPackagesRequest>,
     ) -> Result<Response<v1::RevokeKeyPackagesResponse>, Status> {
-        self.call(request, &[Scope::Publish], async |pool, caller, request| {
-            let (client, selection) = convert::revoke(request)?;
+        let prepare = |_: &Caller, request| Ok((Load::OWNER, convert::revoke(request)?));
+        self.call(request, &[Scope::Publish], prepare, async |pool, caller, (client, selection)| {
             Ok(convert::revoked(pool.revoke(&caller.key, client, selection).await?))
         })
         .await
@@ -241,8 +277,9 @@ impl KeyPackageService for GrpcService {
         &self,
         request: Request<v1::ListPoolEventsRequest>,
     ) -> Result<Response<v1::ListPoolEventsResponse>, Status> {
-        self.call(request, &[Scope::Publish, Scope::Audit], async |pool, caller, request| {
-            let request = convert::event_request(caller, request)?;
+        let prepare =
+            |caller: &Caller, request| Ok((Load::OWNER, convert::event_request(caller, request)?));
+        self.call(request, &[Scope::Publish, Scope::Audit], prepare, async |pool, _, request| {
             Ok(convert::event_page(pool.events(request).await?))
         })
         .await

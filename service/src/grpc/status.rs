@@ -1,6 +1,6 @@
 //! The one mapping from domain errors to `google.rpc.Status`.
 
-use std::{collections::HashMap, time::Duration};
+use std::{collections::HashMap, ops::RangeInclusive, time::Duration};
 
 use keypool_proto::{ERROR_DOMAIN, v1::ErrorReason};
 use tonic::{Code, Status};
@@ -8,10 +8,8 @@ use tonic_types::{ErrorDetails, FieldViolation as WireViolation, StatusExt as _}
 
 use crate::domain::error::Error;
 
-/// When to come back after [`Error::Overloaded`]: a batch of statements later.
-const OVERLOADED_RETRY: Duration = Duration::from_millis(200);
-/// When to come back after [`Error::RateLimited`].
-const RATE_LIMITED_RETRY: Duration = Duration::from_secs(5);
+/// When to come back after [`Error::Overloaded`], in milliseconds: not all at the same time.
+const OVERLOADED_RETRY: RangeInclusive<u64> = 250..=750;
 /// When to come back after [`Error::StoreUnavailable`]: a failover takes seconds.
 const STORE_RETRY: Duration = Duration::from_secs(1);
 /// When to come back after [`Error::KeysUnavailable`].
@@ -34,7 +32,7 @@ pub fn code_and_reason(error: &Error) -> (Code, ErrorReason) {
         }
         Error::Quota => (Code::FailedPrecondition, ErrorReason::Quota),
         Error::NotYourPool => (Code::PermissionDenied, ErrorReason::NotYourPool),
-        Error::RateLimited(_) => (Code::ResourceExhausted, ErrorReason::RateLimited),
+        Error::RateLimited { .. } => (Code::ResourceExhausted, ErrorReason::RateLimited),
         Error::ReservationLost => (Code::FailedPrecondition, ErrorReason::ReservationLost),
         Error::ReservationNotHeld => (Code::FailedPrecondition, ErrorReason::ReservationNotHeld),
         Error::GroupMismatch => (Code::FailedPrecondition, ErrorReason::GroupMismatch),
@@ -75,8 +73,8 @@ fn metadata(error: &Error) -> HashMap<String, String> {
 
 fn retry_after(error: &Error) -> Option<Duration> {
     match error {
-        Error::Overloaded => Some(OVERLOADED_RETRY),
-        Error::RateLimited(_) => Some(RATE_LIMITED_RETRY),
+        Error::Overloaded => Some(Duration::from_millis(rand::random_range(OVERLOADED_RETRY))),
+        Error::RateLimited { retry_after, .. } => Some(*retry_after),
         Error::StoreUnavailable(_) => Some(STORE_RETRY),
         Error::KeysUnavailable => Some(KEYS_RETRY),
         Error::ShuttingDown => Some(Duration::ZERO),

@@ -54,7 +54,8 @@ labels! {
     RateLimit {
         Caller = "caller",
         CallerTarget = "caller_target",
-        Upload = "upload",
+        Owner = "owner",
+        Requests = "requests",
         Streams = "streams",
     }
     /// Why a call was turned away as OVERLOADED.

@@ -121,7 +121,7 @@ impl Hub {
         let own = streams.entry(digest).or_default();
         if own.len() >= most {
             metrics().rate_limited.count(RateLimit::Streams);
-            return Err(Error::RateLimited("streams of one client"));
+            return Err(Error::rate_limited("streams of one client"));
         }
         let woken = Arc::new(Notify::new());
         own.push(woken.clone());

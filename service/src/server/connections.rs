@@ -16,15 +16,16 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower::{Service, ServiceExt as _};
 
-use super::{calls::Calls, tls::Tls};
+use super::{
+    calls::{Calls, Kind},
+    tls::Tls,
+};
 use crate::metrics::{RefusedConnection, metrics};
 
-/// A peer is asked at this interval whether it is still there.
-const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
-/// A peer that does not answer that in time is gone.
-const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
 /// A connection that was told to go, and has no call, is cut after this time.
 const LINGER: Duration = Duration::from_secs(5);
+/// How much of an answer is kept ready for a peer that does not take it, bytes.
+const SEND_BUFFER: usize = 64 * 1024;
 /// After a connection could not be accepted, most likely for want of file handles.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -41,6 +42,12 @@ pub struct ConnectionLimits {
     pub handshake_timeout: Duration,
     /// One without a call for this time is closed.
     pub idle_timeout: Duration,
+    /// A peer is asked at this interval whether it is still there.
+    pub keepalive_interval: Duration,
+    /// A peer that does not answer that in time is gone.
+    pub keepalive_timeout: Duration,
+    /// How long a caller may take to receive the answer to a call.
+    pub answer_timeout: Duration,
     /// One is closed after about this time, so that a rollout and the balancing of load reach it.
     pub max_age: Duration,
 }
@@ -99,8 +106,9 @@ fn http(limits: &ConnectionLimits) -> http2::Builder<TokioExecutor> {
     http.timer(TokioTimer::new())
         .max_concurrent_streams(limits.max_streams)
         .max_header_list_size(limits.max_header_bytes)
-        .keep_alive_interval(KEEPALIVE_INTERVAL)
-        .keep_alive_timeout(KEEPALIVE_TIMEOUT);
+        .max_send_buf_size(SEND_BUFFER)
+        .keep_alive_interval(limits.keepalive_interval)
+        .keep_alive_timeout(limits.keepalive_timeout);
     http
 }
 
@@ -149,8 +157,8 @@ impl Connection {
         B::Error: Into<Box<dyn StdError + Send + Sync>>,
     {
         let calls = Calls::default();
-        let service = service_fn(|request| {
-            let call = calls.begin();
+        let service = service_fn(|request: Request<Incoming>| {
+            let call = calls.begin(Kind::of(request.uri().path()));
             let answer = service.clone().oneshot(request);
             async move { Ok::<_, Infallible>(answer.await?.map(|body| call.until_sent(body))) }
         });
@@ -162,14 +170,21 @@ impl Connection {
                 () = calls.none_for(self.limits.idle_timeout) => {}
             }
         };
+        let stuck = calls.stuck_for(self.limits.answer_timeout);
+        let mut stuck = pin!(stuck);
         let ended = tokio::select! {
             ended = connection.as_mut() => ended,
+            () = stuck.as_mut() => Ok(()),
             () = is_over => {
                 connection.as_mut().graceful_shutdown();
+                // Streams end at their own age; one that nobody reads does not notice.
+                let overdue = self.limits.max_age.saturating_mul(2);
                 tokio::select! {
                     ended = connection => ended,
                     // The peer does not answer that it is to go.
-                    () = calls.none_for(LINGER) => Ok(()),
+                    () = calls.no_work_for(LINGER) => Ok(()),
+                    () = stuck => Ok(()),
+                    () = sleep(overdue) => Ok(()),
                 }
             }
         };

@@ -21,6 +21,9 @@ const LIMITS: ConnectionLimits = ConnectionLimits {
     max_header_bytes: 4096,
     handshake_timeout: TIMEOUT,
     idle_timeout: Duration::from_secs(60),
+    keepalive_interval: TIMEOUT,
+    keepalive_timeout: TIMEOUT,
+    answer_timeout: TIMEOUT,
     max_age: Duration::from_secs(600),
 };
 

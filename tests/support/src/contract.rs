@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration as StdDuration};
 
 use keypool_client::Client;
 use keypool_service::{
-    config::{AuthSection, ServerSection, SweeperSection},
+    config::{AuthSection, LimitsSection, ServerSection, SweeperSection},
     domain::{
         capabilities::Capabilities,
         clock::{Clock, ManualClock, SystemClock},
@@ -267,10 +267,13 @@ impl Served {
         let section = AuthSection::for_audience("keypool");
         let authenticator =
             Authenticator::new(keys.expect("keys"), &section, Arc::new(SystemClock));
-        let default = server_options(&ServerSection::default(), &SweeperSection::default());
+        let default = server_options(
+            &ServerSection::default(),
+            &LimitsSection { rate_limits: false, ..LimitsSection::default() },
+            &SweeperSection::default(),
+        );
         let options = ServerOptions {
             limits: CallLimits {
-                max_concurrent: 100,
                 timeout: PATIENCE,
                 watch: WatchLimits { per_client: 1, max_age: PATIENCE },
                 ..default.limits

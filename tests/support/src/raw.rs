@@ -104,6 +104,14 @@ impl RawCall {
         self.body.send_data(frame.freeze(), true).expect("an open stream");
     }
 
+    /// Sends some bytes of the call's body, and perhaps that there are no more.
+    ///
+    /// # Errors
+    /// When the server has ended the call.
+    pub fn send_bytes(&mut self, bytes: Vec<u8>, end: bool) -> Result<(), h2::Error> {
+        self.body.send_data(bytes.into(), end)
+    }
+
     /// Cancels the call.
     pub fn cancel(&mut self) {
         self.body.send_reset(Reason::CANCEL);

@@ -5,7 +5,7 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 use anyhow::Context as _;
 use keypool_client::Client;
 use keypool_service::{
-    config::{AuthSection, DatabaseSection, Secret, ServerSection, SweeperSection},
+    config::{AuthSection, DatabaseSection, LimitsSection, Secret, ServerSection, SweeperSection},
     domain::{
         clock::{Clock as _, SystemClock},
         ids::{ClientId, ClientKey, UserId},
@@ -71,7 +71,11 @@ impl Replicas {
             clock.clone(),
         )?;
         let pool = KeyPool::open(store, clock, policy.clone(), UploadPolicy::default()).await?;
-        let options = server_options(&ServerSection::default(), &SweeperSection::default());
+        let options = server_options(
+            &ServerSection::default(),
+            &LimitsSection { rate_limits: false, ..LimitsSection::default() },
+            &SweeperSection::default(),
+        );
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         self.addresses.push(listener.local_addr()?);
         self.serving.spawn(server::serve(

@@ -205,6 +205,7 @@ impl ConfigFile {
             .text("database.url", url)
             .set("auth.keys", format!("[{key:?}]"))
             .text("auth.audience", "keypool")
+            .set("limits.rate_limits", false) // tests call as often as they like
             .set("server.plaintext", true)
             .text("metrics.listen", "127.0.0.1:0");
         keys.extend(options.0.clone());

@@ -5,7 +5,7 @@ use std::{future::Future, net::SocketAddr, pin::Pin, sync::Arc, time::Duration};
 use futures_util::{Stream, StreamExt as _, stream};
 use keypool_client::{Client, Error, Reserve, v1};
 use keypool_service::{
-    config::{AuthSection, ServerSection, SweeperSection},
+    config::{AuthSection, LimitsSection, ServerSection, SweeperSection},
     domain::{
         clock::ManualClock,
         ids::{ClientId, ClientKey, UserId},
@@ -176,10 +176,13 @@ impl Replica {
 /// Bounds that no test meets by accident.
 pub fn usual() -> ServerOptions {
     let hour = Duration::from_secs(3600);
-    let default = server_options(&ServerSection::default(), &SweeperSection::default());
+    let default = server_options(
+        &ServerSection::default(),
+        &LimitsSection { rate_limits: false, ..LimitsSection::default() },
+        &SweeperSection::default(),
+    );
     ServerOptions {
         limits: CallLimits {
-            max_concurrent: 1024,
             timeout: PATIENCE,
             watch: WatchLimits { per_client: 4, max_age: hour },
             ..default.limits

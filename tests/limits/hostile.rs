@@ -1,0 +1,288 @@
+//! Those who send slowly, not at all, too much or too often take nothing from others.
+
+use keypool_client::{
+    Code, Rejection,
+    v1::{self, ErrorReason, GetPoolStatusRequest},
+};
+use keypool_testing::{
+    raw::{RawCall, RawConnection},
+    server::{authorized, token, until},
+};
+use prost::Message as _;
+
+use super::*;
+
+const MIB: usize = 1024 * 1024;
+
+/// The head of a message of so many bytes, as gRPC frames it, and the bytes that are sent of it.
+fn part_of_message(compressed: bool, length: usize, sent: usize) -> Vec<u8> {
+    let mut bytes = vec![u8::from(compressed)];
+    bytes.extend(u32::try_from(length).unwrap().to_be_bytes());
+    bytes.resize(bytes.len() + sent, 7);
+    bytes
+}
+
+async fn rejected(call: &mut RawCall) -> Rejection {
+    let (_, status) = call.answer().await.unwrap();
+    status.expect("a status of gRPC").into()
+}
+
+/// Resident memory of the server, in bytes.
+fn memory(server: &Server) -> usize {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", server.pid())).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    line.trim().strip_suffix(" kB").unwrap().trim().parse::<usize>().unwrap() * 1024
+}
+
+/// Slow loris: requests that begin and do not end.
+#[tokio::test]
+async fn requests_that_arrive_slowly_take_no_place_and_end() {
+    let database = database().await;
+    let few = ServerOptions::default()
+        .set("limits.max_requests_per_caller", 5)
+        .set("limits.owner_places", 1)
+        .set("limits.owner_queue", 1)
+        .text("database.statement_timeout", "2s")
+        .text("server.request_timeout", "2s");
+    let server = Server::start(&database, &few).await;
+    let bob = publish(&server, "bob", 3).await;
+    let mut connection = RawConnection::to(server.address()).await.unwrap();
+    let mallory = token("mallory", "phone");
+    let mut slow = Vec::new();
+    for n in 0..5 {
+        let mut call = connection.call("UploadKeyPackages", Some(&mallory), &[]).await.unwrap();
+        // Nothing; a part of the head; the head; some of the message.
+        let sent = part_of_message(false, 1000, 20);
+        if let Some(sent) = sent.get(..[0, 3, 5, 10, 25][n]).filter(|sent| !sent.is_empty()) {
+            call.send_bytes(sent.to_vec(), false).unwrap();
+        }
+        slow.push(call);
+    }
+    let refused = loop {
+        let mut one_more = connection.call("GetPoolStatus", Some(&mallory), &[]).await.unwrap();
+        one_more.send(&GetPoolStatusRequest {});
+        let (_, status) = one_more.answer().await.unwrap();
+        // Until all five are there.
+        match status.unwrap() {
+            ok if ok.code() == tonic::Code::Ok => {}
+            refused => break Rejection::from(refused),
+        }
+    };
+    assert_eq!(refused.reason, Some(ErrorReason::RateLimited), "{refused:?}");
+    // There is one place for owners, and it is free.
+    for _ in 0..20 {
+        bob.pool_status().await.unwrap();
+    }
+    for mut slow in slow {
+        assert_eq!(rejected(&mut slow).await.reason, Some(ErrorReason::DeadlineExceeded));
+    }
+    let mut after = connection.call("GetPoolStatus", Some(&mallory), &[]).await.unwrap();
+    after.send(&GetPoolStatusRequest {});
+    assert_eq!(after.answer().await.unwrap().1.unwrap().code(), tonic::Code::Ok);
+}
+
+/// Messages that arrive but for their last bytes would fill the memory.
+#[tokio::test]
+async fn the_bytes_of_unfinished_messages_have_a_bound() {
+    let database = database().await;
+    let small = ServerOptions::default()
+        .set("server.max_request_bytes", MIB)
+        .set("limits.max_bytes_per_caller", MIB)
+        .set("limits.max_bytes", 2 * MIB);
+    let server = Server::start(&database, &small).await;
+    let bob = publish(&server, "bob", 3).await;
+    let mut connections = Vec::new();
+    let mut unfinished = Vec::new();
+    let mut send = async |user: &str| {
+        let mut connection = RawConnection::to(server.address()).await.unwrap();
+        let token = token(user, "phone");
+        let mut call = connection.call("UploadKeyPackages", Some(&token), &[]).await.unwrap();
+        call.send_bytes(part_of_message(false, MIB - 10, MIB * 9 / 10), false).unwrap();
+        connections.push(connection);
+        call
+    };
+    // Of two of one caller's, one is refused; of three callers' as well.
+    let [mut first, mut second] = [send("mallory").await, send("mallory").await];
+    let refused = tokio::select! {
+        refused = rejected(&mut first) => { unfinished.push(second); refused }
+        refused = rejected(&mut second) => { unfinished.push(first); refused }
+    };
+    assert_eq!(refused.reason, Some(ErrorReason::RateLimited), "{refused:?}");
+    let [mut first, mut second] = [send("oscar").await, send("trudy").await];
+    let refused = tokio::select! {
+        refused = rejected(&mut first) => { unfinished.push(second); refused }
+        refused = rejected(&mut second) => { unfinished.push(first); refused }
+    };
+    assert_eq!(refused.reason, Some(ErrorReason::Overloaded), "{refused:?}");
+    assert_eq!(refused.code, Code::ResourceExhausted);
+    for mut call in unfinished {
+        call.cancel();
+    }
+    until(async || bob.upload([vec![7; MIB * 9 / 10]]).await.is_ok()).await;
+    let alice = server.client("alice", "phone").await;
+    alice.upload([vec![7; MIB * 9 / 10]]).await.unwrap();
+}
+
+/// What a message says of its length, or of what it is once it is unpacked, is not believed.
+#[tokio::test]
+async fn compressed_messages_and_boasting_lengths_are_refused_unread() {
+    let database = database().await;
+    let server = Server::start(&database, &ServerOptions::default()).await;
+    let bob = token("bob", "phone");
+    let mut connection = RawConnection::answered(server.address()).await.unwrap();
+    let before = memory(&server);
+    for _ in 0..50 {
+        for (encoding, compressed, length, code) in [
+            (None, false, u32::MAX as usize, Code::InvalidArgument),
+            (None, true, 1000, Code::InvalidArgument),
+            (Some("gzip"), true, 1000, Code::Unimplemented),
+            (Some("deflate"), true, 1000, Code::Unimplemented),
+            (Some("zstd"), false, 1000, Code::Unimplemented),
+            (Some("identity"), false, u32::MAX as usize, Code::InvalidArgument),
+        ] {
+            let headers: Vec<_> =
+                encoding.iter().map(|encoding| ("grpc-encoding", *encoding)).collect();
+            let call = connection.call("UploadKeyPackages", Some(&bob), &headers).await;
+            let mut call = call.unwrap();
+            // The server may be done with it already.
+            let _ = call.send_bytes(part_of_message(compressed, length, 500), false);
+            let refused = rejected(&mut call).await;
+            assert_eq!(refused.code, code, "{encoding:?} {compressed} {length}: {refused:?}");
+        }
+    }
+    assert!(memory(&server) < before + 64 * MIB);
+    let status = authorized(&bob, GetPoolStatusRequest {});
+    server.grpc().await.get_pool_status(status).await.unwrap();
+}
+
+/// A small bomb in the headers' own compression (HPACK): one long value, named again and again.
+#[tokio::test]
+async fn headers_that_unpack_to_much_are_refused() {
+    let database = database().await;
+    let server = Server::start(&database, &ServerOptions::default()).await;
+    let bob = token("bob", "phone");
+    let mut connection = RawConnection::answered(server.address()).await.unwrap();
+    let long = "x".repeat(3000);
+    let names: Vec<String> = (0..200).map(|n| format!("x-{n}")).collect();
+    let headers: Vec<(&str, &str)> = names.iter().map(|name| (&**name, &*long)).collect();
+    match connection.call("GetPoolStatus", Some(&bob), &headers).await {
+        Ok(mut call) => match call.answer().await {
+            Ok((code, _)) => assert_eq!(code.as_u16(), 431),
+            Err(ended) => {
+                assert!(ended.is_go_away() || ended.is_reset() || ended.is_io(), "{ended}")
+            }
+        },
+        Err(ended) => assert!(ended.is_go_away() || ended.is_reset() || ended.is_io(), "{ended}"),
+    }
+    server.client("bob", "phone").await.pool_status().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_flood_of_tiny_calls_is_limited_for_its_caller_alone_and_fills_no_log() {
+    const CALLS: usize = 4000;
+    let database = database().await;
+    let server = Server::start(&database, &defaults()).await;
+    let bob = publish(&server, "bob", 1).await;
+    let mallory = token("mallory", "phone");
+    let mut connection = RawConnection::answered(server.address()).await.unwrap();
+    let (memory_before, log_before) = (memory(&server), server.log_bytes().len());
+    let (mut served, mut limited) = (0, 0);
+    for _ in 0..CALLS / 100 {
+        let mut calls = Vec::new();
+        for _ in 0..100 {
+            let call = connection.call("GetPoolStatus", Some(&mallory), &[]).await;
+            let mut call = call.unwrap();
+            call.send(&GetPoolStatusRequest {});
+            calls.push(call);
+        }
+        for mut call in calls {
+            let (_, status) = call.answer().await.unwrap();
+            let status = status.unwrap();
+            if status.code() == tonic::Code::Ok {
+                served += 1;
+                continue;
+            }
+            let refused = Rejection::from(status);
+            assert_eq!(refused.reason, Some(ErrorReason::RateLimited), "{refused:?}");
+            limited += 1;
+        }
+    }
+    bob.pool_status().await.unwrap();
+    assert_eq!(served + limited, CALLS);
+    assert!(served >= 120, "what the bucket held: {served}");
+    assert!(limited > CALLS / 2, "{limited}");
+    assert!(memory(&server) < memory_before + 64 * MIB);
+    server.logged("calls were refused rate_limited=").await;
+    let lines = server.log_bytes().len() - log_before;
+    assert!(lines < 100_000, "{lines} bytes of log");
+}
+
+/// Streams that are reset as soon as they begin (CVE-2023-44487).
+#[tokio::test]
+async fn a_flood_of_resets_ends_its_connection_and_no_other() {
+    let database = database().await;
+    let server = Server::start(&database, &ServerOptions::default()).await;
+    let bob = publish(&server, "bob", 1).await;
+    let mallory = token("mallory", "phone");
+    let mut connection = RawConnection::answered(server.address()).await.unwrap();
+    let before = memory(&server);
+    let mut ended = false;
+    for _ in 0..100_000 {
+        match connection.call("GetPoolStatus", Some(&mallory), &[]).await {
+            Ok(mut call) => call.cancel(),
+            Err(_) => {
+                ended = true;
+                break;
+            }
+        }
+    }
+    bob.pool_status().await.unwrap();
+    assert!(ended || connection.ended().await.is_err(), "it may go on for ever");
+    assert!(memory(&server) < before + 64 * MIB);
+}
+
+/// Calls without a token, or with a bad one, take nobody's place.
+#[tokio::test]
+async fn a_flood_without_tokens_takes_no_place() {
+    let database = database().await;
+    let narrow = ServerOptions::default()
+        .set("limits.owner_places", 1)
+        .set("limits.owner_queue", 0)
+        .set("server.max_concurrent_requests", 3);
+    let server = Server::start(&database, &narrow).await;
+    let bob = publish(&server, "bob", 1).await;
+    let mut connection = RawConnection::answered(server.address()).await.unwrap();
+    let mut open = Vec::new();
+    for n in 0..100 {
+        let bad = ["no.such.token"][..n % 2].first().copied();
+        let mut call = connection.call("UploadKeyPackages", bad, &[]).await.unwrap();
+        call.send_bytes(part_of_message(false, 1000, 10), false).unwrap();
+        open.push(call);
+    }
+    for _ in 0..20 {
+        bob.pool_status().await.unwrap();
+    }
+    for mut call in open {
+        assert_eq!(rejected(&mut call).await.code, Code::Unauthenticated);
+    }
+}
+
+/// A message with many more items than it may have costs no more than its bytes.
+#[tokio::test]
+async fn a_message_of_nothing_but_items_is_refused() {
+    let database = database().await;
+    let server = Server::start(&database, &ServerOptions::default()).await;
+    let bob = token("bob", "phone");
+    let before = memory(&server);
+    let mut connection = RawConnection::answered(server.address()).await.unwrap();
+    let items = 2 * MIB - 100;
+    let bomb = v1::UploadKeyPackagesRequest { key_packages: vec![vec![].into(); items], mode: 0 };
+    assert!(bomb.encoded_len() < 4 * MIB);
+    for _ in 0..3 {
+        let mut call = connection.call("UploadKeyPackages", Some(&bob), &[]).await.unwrap();
+        call.send(&bomb);
+        let refused = rejected(&mut call).await;
+        assert_eq!(refused.reason, Some(ErrorReason::BatchTooLarge), "{refused:?}");
+    }
+    assert!(memory(&server) < before + 256 * MIB);
+}
