@@ -47,8 +47,6 @@ const WAIT_INTERVAL: Duration = Duration::from_secs(1);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
 /// A peer that does not answer that in time is gone.
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
-/// How long a caller may take to receive an answer: the largest, over a slow line.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// `keypool serve`: serves until SIGTERM or SIGINT, then drains.
 ///
@@ -253,7 +251,6 @@ pub fn server_options(
             idle_timeout: server.idle_timeout,
             keepalive_interval: KEEPALIVE_INTERVAL,
             keepalive_timeout: KEEPALIVE_TIMEOUT,
-            answer_timeout: ANSWER_TIMEOUT,
             max_age: server.max_connection_age,
         },
         tls: None,

@@ -1,27 +1,21 @@
 //! The calls that a connection carries.
 
 use std::{
-    collections::BTreeMap,
     pin::Pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
 
 use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
-use tokio::{
-    sync::watch,
-    time::{Instant, sleep, timeout},
-};
+use tokio::{sync::watch, time::timeout};
 
 /// What a call is to its connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
-    /// One message, one answer.
-    Unary,
-    /// A stream that ends by itself.
-    Watch,
+    /// One that is answered, or a stream that ends by itself.
+    Work,
     /// A stream that may go on for ever: health, reflection. No connection stays for its sake.
     Endless,
 }
@@ -29,24 +23,16 @@ pub(super) enum Kind {
 impl Kind {
     /// By the path of a call.
     pub(super) fn of(path: &str) -> Self {
-        match path.strip_prefix("/keypool.v1.KeyPackageService/") {
-            Some("WatchPoolStatus") => Self::Watch,
-            Some(_) => Self::Unary,
-            None => Self::Endless,
+        match path.starts_with("/keypool.v1.KeyPackageService/") {
+            true => Self::Work,
+            false => Self::Endless,
         }
     }
 }
 
 /// The calls that a connection carries now.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Calls(Arc<Inner>);
-
-#[derive(Debug, Default)]
-struct Inner {
-    counts: watch::Sender<Counts>,
-    /// The answers that are being sent, by when they were there, the oldest first.
-    answers: Mutex<(u64, BTreeMap<u64, Instant>)>,
-}
+pub(super) struct Calls(Arc<watch::Sender<Counts>>);
 
 #[derive(Debug, Default, Clone, Copy)]
 struct Counts {
@@ -57,11 +43,11 @@ struct Counts {
 impl Calls {
     /// Counts a call until the answer of this is dropped.
     pub(super) fn begin(&self, kind: Kind) -> Call {
-        self.0.counts.send_modify(|counts| {
+        self.0.send_modify(|counts| {
             counts.all += 1;
             counts.endless += usize::from(kind == Kind::Endless);
         });
-        Call { calls: self.clone(), kind, answer: None }
+        Call { calls: self.clone(), kind }
     }
 
     /// Returns once there was no call for this long.
@@ -75,30 +61,13 @@ impl Calls {
     }
 
     async fn is_for(&self, time: Duration, quiet: impl Fn(&Counts) -> bool) {
-        let mut counts = self.0.counts.subscribe();
+        let mut counts = self.0.subscribe();
         // `self` keeps the sender: no wait fails.
         while counts.wait_for(&quiet).await.is_ok() {
             if timeout(time, counts.wait_for(|counts| !quiet(counts))).await.is_err() {
                 return;
             }
         }
-    }
-
-    /// Returns once the answer to a call was there for this long, or somewhat longer, and its
-    /// caller did not take it.
-    pub(super) async fn stuck_for(&self, time: Duration) {
-        loop {
-            sleep(time / 2).await;
-            let oldest = self.answers().1.first_key_value().map(|(_, since)| *since);
-            if oldest.is_some_and(|since| since.elapsed() >= time) {
-                return;
-            }
-        }
-    }
-
-    /// Each change is one call, so a panic elsewhere leaves the map whole.
-    fn answers(&self) -> MutexGuard<'_, (u64, BTreeMap<u64, Instant>)> {
-        self.0.answers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -107,31 +76,19 @@ impl Calls {
 pub(super) struct Call {
     calls: Calls,
     kind: Kind,
-    answer: Option<u64>,
 }
 
 impl Call {
     /// Counts the call until the last of its answer was sent.
-    pub(super) fn until_sent<B>(mut self, body: B) -> Counted<B> {
-        if self.kind == Kind::Unary {
-            let mut answers = self.calls.answers();
-            answers.0 += 1;
-            let number = answers.0;
-            answers.1.insert(number, Instant::now());
-            drop(answers);
-            self.answer = Some(number);
-        }
+    pub(super) fn until_sent<B>(self, body: B) -> Counted<B> {
         Counted { body, _call: self }
     }
 }
 
 impl Drop for Call {
     fn drop(&mut self) {
-        if let Some(number) = self.answer {
-            self.calls.answers().1.remove(&number);
-        }
         let endless = usize::from(self.kind == Kind::Endless);
-        self.calls.0.counts.send_modify(|counts| {
+        self.calls.0.send_modify(|counts| {
             counts.all -= 1;
             counts.endless -= endless;
         });

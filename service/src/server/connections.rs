@@ -46,8 +46,6 @@ pub struct ConnectionLimits {
     pub keepalive_interval: Duration,
     /// A peer that does not answer that in time is gone.
     pub keepalive_timeout: Duration,
-    /// How long a caller may take to receive the answer to a call.
-    pub answer_timeout: Duration,
     /// One is closed after about this time, so that a rollout and the balancing of load reach it.
     pub max_age: Duration,
 }
@@ -170,11 +168,8 @@ impl Connection {
                 () = calls.none_for(self.limits.idle_timeout) => {}
             }
         };
-        let stuck = calls.stuck_for(self.limits.answer_timeout);
-        let mut stuck = pin!(stuck);
         let ended = tokio::select! {
             ended = connection.as_mut() => ended,
-            () = stuck.as_mut() => Ok(()),
             () = is_over => {
                 connection.as_mut().graceful_shutdown();
                 // Streams end at their own age; one that nobody reads does not notice.
@@ -183,7 +178,6 @@ impl Connection {
                     ended = connection => ended,
                     // The peer does not answer that it is to go.
                     () = calls.no_work_for(LINGER) => Ok(()),
-                    () = stuck => Ok(()),
                     () = sleep(overdue) => Ok(()),
                 }
             }

@@ -23,7 +23,6 @@ const LIMITS: ConnectionLimits = ConnectionLimits {
     idle_timeout: Duration::from_secs(60),
     keepalive_interval: TIMEOUT,
     keepalive_timeout: TIMEOUT,
-    answer_timeout: TIMEOUT,
     max_age: Duration::from_secs(600),
 };
 
