@@ -37,6 +37,8 @@ def scaled(value, unit):
     """A value as people read it, in the unit of its panel."""
     if unit == "percentunit":
         return f"{value * 100:.3g} %"
+    if unit == "s" and not value:
+        return "0"
     if unit == "s":
         for limit, factor, name in [(1e-3, 1e6, "µs"), (1, 1e3, "ms"), (120, 1, "s"), (7200, 1 / 60, "min"), (172800, 1 / 3600, "h")]:
             if abs(value) < limit:
@@ -57,7 +59,7 @@ def series(panel, prometheus, start, end):
         for found in ask(prometheus, plain(target["expr"], rate="20s"), start, end):
             points = [(datetime.fromtimestamp(at, UTC), float(value)) for at, value in found["values"]]
             points = [(at, value) for at, value in points if value == value]
-            if points:
+            if any(value for _, value in points): # what never happened only fills the legend
                 yield name_of(target["legendFormat"], found["metric"]), points
 
 
@@ -73,11 +75,11 @@ def draw(axes, panel, found):
             times, values = zip(*points)
             axes.fill_between(times, values, color="#5794f2", alpha=0.15, linewidth=0)
             axes.set_ylim(0, max(values) * 2.5 or 1)
-        text = scaled(found[0][1][-1][1], unit) if found else "no data"
+        text = scaled(found[0][1][-1][1], unit) if found else "none"
         axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", fontsize=15)
         return
     if not found:
-        axes.text(0.5, 0.5, "no data", transform=axes.transAxes, ha="center", va="center", fontsize=8, color="#888888")
+        axes.text(0.5, 0.5, "none in this run", transform=axes.transAxes, ha="center", va="center", fontsize=8, color="#888888")
         axes.set_xticks([])
         axes.set_yticks([])
         return
@@ -91,7 +93,7 @@ def draw(axes, panel, found):
             axes.plot(*zip(*points), label=name, linewidth=1)
     axes.set_ylim(bottom=0, top=panel["fieldConfig"]["defaults"].get("max"))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: scaled(value, unit)))
-    axes.xaxis.set_major_locator(dates.AutoDateLocator(maxticks=5))
+    axes.xaxis.set_major_locator(dates.AutoDateLocator(maxticks=4))
     axes.xaxis.set_major_formatter(dates.DateFormatter("%H:%M:%S"))
     axes.tick_params(labelsize=6)
     axes.grid(alpha=0.3)
@@ -120,10 +122,11 @@ def main():
         axes = figure.add_axes((left + 0.038, top - height + 0.9 / rows, width - 0.05, height - 1.9 / rows))
         found = list(series(panel, it.prometheus, it.start, it.end))
         draw(axes, panel, found)
+        axes.set_xlim(datetime.fromtimestamp(it.start, UTC), datetime.fromtimestamp(it.end, UTC))
         if not found:
             empty.append(panel["title"])
-    figure.savefig(it.out, dpi=100)
-    print(f"{it.out}: {len(panels)} panels; without data: {', '.join(empty) or 'none'}")
+    figure.savefig(it.out, dpi=80)
+    print(f"{it.out}: {len(panels)} panels; nothing in: {', '.join(empty) or 'none'}")
 
 
 if __name__ == "__main__":
