@@ -14,6 +14,7 @@ mod reasons;
 mod reflection;
 mod refusals;
 mod replicas;
+mod roles;
 mod secrecy;
 mod shutdown;
 mod tokens;

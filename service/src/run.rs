@@ -59,6 +59,8 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
     let authenticator = Authenticator::from_config(&config.auth, clock.clone())?;
     let tls = config.tls.as_ref().map(load_tls).transpose()?;
     let store = Store::new(&store_options(&config.database), clock.clone())?;
+    let faults = store.role_faults().await.context("cannot read what the database role may do")?;
+    ensure!(faults.is_empty(), "{}", unfit(&faults));
     let pending = store.pending_migrations().await.context("cannot read the schema's version")?;
     ensure!(
         pending.is_empty(),
@@ -128,18 +130,38 @@ pub async fn wait(config: &Config, timeout: Duration) -> anyhow::Result<()> {
 
 /// What is wrong with the database that a valid configuration names. None: it can serve.
 pub async fn check_database(config: &Config) -> Vec<Finding> {
-    let finding = |message: String| vec![Finding::new("database", message)];
-    let store = match Store::new(&store_options(&config.database), Arc::new(SystemClock)) {
-        Ok(store) => store,
-        Err(error) => return finding(format!("{error:#}")),
+    let problems = match database_problems(config).await {
+        Ok(problems) => problems,
+        Err(error) => vec![format!("{error:#}")],
     };
-    match store.pending_migrations().await {
-        Ok(pending) if pending.is_empty() => Vec::new(),
-        Ok(pending) => {
-            finding(format!("lacks {} migration(s): run `keypool migrate`", pending.len()))
-        }
-        Err(error) => finding(format!("{:#}", anyhow::Error::new(error))),
+    problems.into_iter().map(|problem| Finding::new("database", problem)).collect()
+}
+
+async fn database_problems(config: &Config) -> anyhow::Result<Vec<String>> {
+    let store = Store::new(&store_options(&config.database), Arc::new(SystemClock))?;
+    let (faults, mut problems) = (store.role_faults().await?, Vec::new());
+    if !faults.is_empty() {
+        problems.push(unfit(&faults));
     }
+    match store.pending_migrations().await {
+        Ok(pending) if pending.is_empty() => {}
+        Ok(pending) => {
+            problems.push(format!("lacks {} migration(s): run `keypool migrate`", pending.len()));
+        }
+        // A role that may not ask has been told so.
+        Err(_) if !problems.is_empty() => {}
+        Err(error) => return Err(error.into()),
+    }
+    Ok(problems)
+}
+
+/// Why a role with these faults is not to serve as.
+fn unfit(faults: &[String]) -> String {
+    format!(
+        "the role of the database's URL {}: serve as one that was granted keypool_service and nothing \
+         else (docs/database-roles.md)",
+        faults.join(", and ")
+    )
 }
 
 /// `keypool dev`: a whole keypool in one folder, with a Postgres of its own.

@@ -14,41 +14,9 @@ use keypool_service::{
 use keypool_testing::{
     contract::{Device, PATIENCE, adder, ask, group, replica, reserve, stored},
     database::TestDatabase,
+    login::{Login, run},
 };
-use sqlx::{
-    AssertSqlSafe, Connection as _, PgConnection, PgPool,
-    postgres::{PgConnectOptions, PgPoolOptions},
-};
-
-/// A role that may log in, dropped with this value's [`Login::end`].
-struct Login {
-    name: String,
-    options: PgConnectOptions,
-}
-
-impl Login {
-    /// `more` is what it may do besides.
-    async fn new(database: &TestDatabase, more: &str) -> Self {
-        let name = format!("keypool_login_{}", uuid::Uuid::new_v4().simple());
-        run(&database.pool, &format!("CREATE ROLE {name} LOGIN PASSWORD 'secret' {more}")).await;
-        let options: PgConnectOptions = database.url().parse().unwrap();
-        let options = options.username(&name).password("secret");
-        Self { name, options }
-    }
-
-    fn url(&self) -> String {
-        use sqlx::ConnectOptions as _;
-        self.options.to_url_lossy().to_string()
-    }
-
-    async fn end(self, database: &TestDatabase) {
-        run(&database.pool, &format!("DROP OWNED BY {0} CASCADE; DROP ROLE {0}", self.name)).await;
-    }
-}
-
-async fn run(pool: &PgPool, statements: &str) {
-    sqlx::raw_sql(AssertSqlSafe(statements.to_owned())).execute(pool).await.unwrap();
-}
+use sqlx::{AssertSqlSafe, Connection as _, PgConnection, postgres::PgPoolOptions};
 
 async fn service(database: &TestDatabase) -> Login {
     Login::new(database, "IN ROLE keypool_service").await
@@ -277,4 +245,78 @@ async fn an_owner_who_may_not_create_roles_can_migrate() {
     store.close().await;
     run(&database.pool, &format!("DROP DATABASE {} WITH (FORCE)", owner.name)).await;
     owner.end(&database).await;
+}
+
+/// What the service's role was granted on each table.
+const GRANTED: [(&str, &str); 11] = [
+    ("pool", "INSERT SELECT UPDATE"),
+    ("pool_suite", "INSERT SELECT UPDATE"),
+    ("package", "DELETE INSERT SELECT UPDATE"),
+    ("tombstone", "DELETE INSERT SELECT UPDATE"),
+    ("published", "DELETE INSERT SELECT UPDATE"),
+    ("last_resort", "DELETE INSERT SELECT UPDATE"),
+    ("last_resort_grant", "DELETE INSERT SELECT UPDATE"),
+    ("draw", "DELETE INSERT SELECT UPDATE"),
+    ("event", "INSERT SELECT"),
+    ("service_secret", "INSERT SELECT"),
+    ("sweep_cursor", "SELECT UPDATE"),
+];
+
+/// Nobody was given more than that, and the world nothing.
+#[tokio::test]
+async fn grants_are_the_least_that_serving_takes() {
+    let database = TestDatabase::migrated(&MIGRATOR).await;
+    let granted: Vec<(String, String)> = sqlx::query_as(
+        "SELECT relname::text, string_agg(privilege_type, ' ' ORDER BY privilege_type COLLATE \"C\")
+         FROM pg_class, aclexplode(relacl)
+         WHERE relnamespace = 'public'::regnamespace
+           AND grantee = 'keypool_service'::regrole
+         GROUP BY 1",
+    )
+    .fetch_all(&database.pool)
+    .await
+    .unwrap();
+    for (table, expected) in GRANTED {
+        let found = granted.iter().find(|(name, _)| name == table);
+        assert_eq!(found.map(|(_, privileges)| &**privileges), Some(expected), "{table}");
+    }
+    for (table, privileges) in granted {
+        for privilege in privileges.split(' ') {
+            let is_of_rows = ["DELETE", "INSERT", "SELECT", "UPDATE"].contains(&privilege);
+            assert!(is_of_rows, "{table}: {privilege}");
+        }
+        assert!(!table.starts_with("event_"), "a partition is reached by its table: {table}");
+    }
+    // Grantee 0 is everybody; without a list, functions are everybody's to call.
+    let strangers: Vec<String> = sqlx::query_scalar(
+        "SELECT relname::text FROM pg_class, aclexplode(relacl)
+         WHERE relnamespace = 'public'::regnamespace AND grantee = 0
+         UNION ALL
+         SELECT proname::text FROM pg_proc
+         WHERE pronamespace = 'public'::regnamespace
+           AND (proacl IS NULL OR EXISTS (SELECT FROM aclexplode(proacl) WHERE grantee = 0))
+         UNION ALL
+         SELECT nspname::text || ': CREATE' FROM pg_namespace, aclexplode(nspacl)
+         WHERE nspname = 'public' AND grantee = 0 AND privilege_type = 'CREATE'",
+    )
+    .fetch_all(&database.pool)
+    .await
+    .unwrap();
+    assert!(strangers.is_empty(), "{strangers:?}");
+}
+
+/// In a database that comes from an old Postgres, too.
+#[tokio::test]
+async fn migrating_closes_a_schema_that_was_open_to_all() {
+    let database = TestDatabase::create().await;
+    run(&database.pool, "GRANT CREATE ON SCHEMA public TO PUBLIC").await;
+    MIGRATOR.run(&database.pool).await.unwrap();
+    let open: bool = sqlx::query_scalar(
+        "SELECT EXISTS (SELECT FROM pg_namespace, aclexplode(nspacl)
+                        WHERE nspname = 'public' AND grantee = 0 AND privilege_type = 'CREATE')",
+    )
+    .fetch_one(&database.pool)
+    .await
+    .unwrap();
+    assert!(!open);
 }

@@ -5,7 +5,7 @@ use std::{fs, path::PathBuf};
 use keypool_client::v1::{ErrorReason, GetPoolStatusRequest};
 use keypool_testing::{
     issuer::{Issuer, IssuerKey},
-    server::{authorized, issuer_public_key, token, until},
+    server::{ConfigFile, authorized, issuer_public_key, token, until},
 };
 use serde_json::json;
 use tempfile::TempDir;
@@ -149,7 +149,7 @@ async fn an_issuer_that_is_not_the_one_meant_is_not_believed() {
     assert_eq!(verdict(&server, &one.token("bob", "phone")).await, UNAVAILABLE);
     assert_eq!(issuer.asked(), 0);
     assert_eq!(verdict(&server, &token("bob", "phone")).await, Ok(()), "keys of files stay good");
-    let check = keypool_testing::server::ConfigFile::new(database.url(), &other).run("check").await;
+    let check = ConfigFile::new(&database.service_url(), &other).run("check").await;
     let told = String::from_utf8(check.stdout).unwrap();
     assert!(told.starts_with("auth.jwks_url: no TLS: "), "{told}");
 }

@@ -9,6 +9,7 @@ mod reserve;
 mod reserve_jobs;
 mod restore;
 mod revoke;
+mod role;
 mod row;
 mod sample;
 mod settle;

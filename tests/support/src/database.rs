@@ -39,6 +39,30 @@ pub const SERVER_VARIABLE: &str = "KEYPOOL_TEST_POSTGRES";
 /// The advisory lock under which a template is made: "keypool" in ASCII.
 const TEMPLATE_LOCK: i64 = 0x006b_6579_706f_6f6c;
 
+/// Whom servers under test connect as: it was granted what serving takes and no more. It is there
+/// for all databases of a server.
+const SERVICE_ROLE: &str = "keypool_test_service";
+
+/// Many tests begin at once, and each may be the first.
+const SERVICE_ROLE_EXISTS: &str = "
+    DO $$
+    BEGIN
+        IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = 'keypool_service') THEN
+            CREATE ROLE keypool_service NOLOGIN;
+        END IF;
+    EXCEPTION
+        WHEN duplicate_object OR unique_violation THEN NULL;
+    END $$;
+    DO $$
+    BEGIN
+        IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = 'keypool_test_service') THEN
+            CREATE ROLE keypool_test_service LOGIN PASSWORD 'keypool_test_service'
+                IN ROLE keypool_service;
+        END IF;
+    EXCEPTION
+        WHEN duplicate_object OR unique_violation THEN NULL;
+    END $$";
+
 /// The mode of folders above a server's own: when root runs the tests, another user runs Postgres.
 const PASSABLE: u32 = 0o711;
 
@@ -79,9 +103,16 @@ impl TestDatabase {
         Self::copy_of(&self.name).await
     }
 
-    /// The database's URL, for servers under test and for tools.
+    /// The database's URL, of a superuser.
     pub fn url(&self) -> &str {
         &self.url
+    }
+
+    /// The database's URL for servers under test: of a role that may do what serving takes and no
+    /// more.
+    pub fn service_url(&self) -> String {
+        let options = server_options().username(SERVICE_ROLE).password(SERVICE_ROLE);
+        options.database(&self.name).to_url_lossy().to_string()
     }
 
     /// The server behind the URL, for a proxy.
@@ -98,11 +129,11 @@ impl TestDatabase {
         }
     }
 
-    /// The URL of this database behind a proxy, with a password that a server without a need
-    /// for one does not look at.
+    /// The URL of this database behind a proxy for servers under test, with a password that a
+    /// server without a need for one does not look at.
     pub fn url_through(&self, proxy: &Proxy, password: &str) -> String {
-        let (user, name) = (server_options().get_username().to_owned(), &self.name);
-        format!("postgres://{user}:{password}@{}/{name}?sslmode=disable", proxy.address())
+        let name = &self.name;
+        format!("postgres://{SERVICE_ROLE}:{password}@{}/{name}?sslmode=disable", proxy.address())
     }
 
     /// Keeps everyone else out of a table until the lock is dropped.
@@ -130,7 +161,11 @@ impl TestDatabase {
 
     async fn copy_of(template: &str) -> Self {
         let name = format!("keypool_test_{}", uuid::Uuid::new_v4().simple());
-        administrate(format!(r#"CREATE DATABASE "{name}" TEMPLATE "{template}""#)).await;
+        administrate(&[
+            SERVICE_ROLE_EXISTS,
+            &format!(r#"CREATE DATABASE "{name}" TEMPLATE "{template}""#),
+        ])
+        .await;
         let options = server_options().database(&name);
         let url = options.to_url_lossy().to_string();
         let pool = PgPoolOptions::new().min_connections(0).connect_lazy_with(options);
@@ -212,9 +247,12 @@ async fn template(migrator: &Migrator) -> String {
     name
 }
 
-async fn administrate(statement: String) {
+async fn administrate(statements: &[&str]) {
     let mut connection = server_options().connect().await.expect("connecting to the test server");
-    connection.execute(AssertSqlSafe(statement)).await.expect("administrating the test server");
+    for statement in statements {
+        let statement = AssertSqlSafe((*statement).to_owned());
+        connection.execute(statement).await.expect("administrating the test server");
+    }
     connection.close().await.expect("leaving the test server");
 }
 

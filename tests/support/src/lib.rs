@@ -7,6 +7,7 @@ pub mod database;
 pub mod drain;
 pub mod forge;
 pub mod issuer;
+pub mod login;
 pub mod member;
 pub mod plans;
 pub mod proxy;

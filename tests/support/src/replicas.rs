@@ -60,10 +60,10 @@ impl Replicas {
         let keys = KeySet::new(vec![self.key.verifying_key()?])?;
         let auth = AuthSection::for_audience(AUDIENCE);
         let authenticator = Authenticator::new(keys, &auth, clock.clone());
-        let section = DatabaseSection::at(Secret::new(database.url()));
+        let section = DatabaseSection::at(Secret::new(database.service_url()));
         let store = Store::new(
             &StoreOptions {
-                url: database.url().to_owned(),
+                url: section.url.expose().to_owned(),
                 max_connections: section.max_connections,
                 acquire_timeout: section.acquire_timeout,
                 statement_timeout: section.statement_timeout,

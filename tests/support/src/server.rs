@@ -244,7 +244,7 @@ pub struct Server {
 impl Server {
     /// Starts a server on `database` and returns once its health is SERVING.
     pub async fn start(database: &TestDatabase, options: &ServerOptions) -> Self {
-        Self::on(database.url(), options).await
+        Self::on(&database.service_url(), options).await
     }
 
     /// Starts a server on `database` that serves TLS, which its clients take part in as `tls` says.
@@ -254,7 +254,7 @@ impl Server {
         tls: ClientTlsConfig,
     ) -> Self {
         let options = options.clone().set("server.plaintext", false);
-        Self::launch(database.url(), &options, Some(tls)).await
+        Self::launch(&database.service_url(), &options, Some(tls)).await
     }
 
     /// Starts a server on the database at `url`.

@@ -96,7 +96,7 @@ impl Replicas {
     /// Starts a server with these bounds.
     pub async fn serve_with(&self, options: ServerOptions) -> Replica {
         let clock = Arc::new(self.clock.clone());
-        let store = self.store_at(self.database.url());
+        let store = self.store_at(&self.database.service_url());
         let pool =
             KeyPool::open(store, clock.clone(), self.policy.clone(), UploadPolicy::default());
         let pool = pool.await.expect("the pools");
