@@ -8,6 +8,7 @@ mod keys;
 mod limits;
 mod main_job;
 mod memory;
+mod oracle;
 mod outages;
 mod probes;
 mod reasons;

@@ -87,8 +87,8 @@ pub enum Unavailable {
     Quota,
 }
 
-/// Counts what was handed out and what was not; `nobody` were asked for who have no client.
-fn measure(outcomes: &[ReserveOutcome], nobody: usize) {
+/// Counts what was handed out and what was not.
+fn measure(outcomes: &[ReserveOutcome]) {
     let metrics = metrics();
     for outcome in outcomes {
         match outcome {
@@ -109,7 +109,6 @@ fn measure(outcomes: &[ReserveOutcome], nobody: usize) {
             ReserveOutcome::Withheld => {}
         }
     }
-    metrics.unavailable.add(NotReserved::PoolExhausted, nobody as u64);
 }
 
 impl From<Unavailable> for Error {
@@ -144,16 +143,13 @@ impl KeyPool {
             None => None,
         };
         let seats = self.seats(caller, &request.targets).await?;
-        let asks: Vec<ReserveAsk> = seats
-            .iter()
-            .filter_map(|(user, client)| {
-                let owner = ClientKey { user: user.clone(), client: client.clone()? };
-                Some(ReserveAsk { owner, grant_id: random_id() })
-            })
-            .collect();
-        let nobody = asks.len() < seats.len();
-        if request.all_or_nothing && nobody {
-            return Err(Error::PoolExhausted);
+        let mut asks = Vec::with_capacity(seats.len());
+        for (user, client) in &seats {
+            // A user without a client is looked for with the statements of any other: the time that
+            // an answer takes tells no more than the answer.
+            let client = client.clone().map_or_else(nobody, Ok)?;
+            let owner = ClientKey { user: user.clone(), client };
+            asks.push(ReserveAsk { owner, grant_id: random_id() });
         }
         let batch = Arc::new(ReserveBatch {
             caller: caller.clone(),
@@ -170,9 +166,10 @@ impl KeyPool {
             asks,
         });
         let outcomes = self.store.reserve(&batch).await?;
-        measure(&outcomes, seats.len() - batch.asks.len());
-        self.watch.touch_all(&self.policy, batch.asks.iter().map(|ask| &ask.owner).zip(&outcomes));
-        let mut outcomes = outcomes.into_iter();
+        measure(&outcomes);
+        let pools = batch.asks.iter().map(|ask| &ask.owner).zip(&outcomes).zip(&seats);
+        let pools = pools.filter(|(_, (_, client))| client.is_some()).map(|(pool, _)| pool);
+        self.watch.touch_all(&self.policy, pools);
         let mut first_refusal = None;
         let mut refuse = |reason| {
             first_refusal.get_or_insert(reason);
@@ -180,17 +177,15 @@ impl KeyPool {
         };
         let results: Vec<ReserveResult> = seats
             .into_iter()
-            .map(|(user, client)| {
-                let given = client.as_ref().and_then(|_| outcomes.next());
+            .zip(outcomes)
+            .map(|((user, client), given)| {
                 let outcome = match given {
-                    Some(ReserveOutcome::Reserved(got)) => Ok(self.reservation(caller, got)),
+                    ReserveOutcome::Reserved(got) => Ok(self.reservation(caller, got)),
                     // Never shown: the call fails by the refusal of another client.
-                    Some(ReserveOutcome::Withheld) => Err(Unavailable::PoolExhausted),
-                    Some(ReserveOutcome::Exhausted) | None => refuse(Unavailable::PoolExhausted),
-                    Some(ReserveOutcome::Quota) => refuse(Unavailable::Quota),
-                    Some(ReserveOutcome::Incompatible) => {
-                        refuse(Unavailable::NoCompatibleKeyPackage)
-                    }
+                    ReserveOutcome::Withheld => Err(Unavailable::PoolExhausted),
+                    ReserveOutcome::Exhausted => refuse(Unavailable::PoolExhausted),
+                    ReserveOutcome::Quota => refuse(Unavailable::Quota),
+                    ReserveOutcome::Incompatible => refuse(Unavailable::NoCompatibleKeyPackage),
                 };
                 ReserveResult { user, client, outcome }
             })
@@ -239,4 +234,10 @@ impl KeyPool {
             expires_at: got.expires_at,
         }
     }
+}
+
+/// A client that nobody has.
+fn nobody() -> Result<ClientId, Error> {
+    ClientId::parse(format!("nobody {:016x}{:016x}", random_id(), random_id()))
+        .map_err(|error| Error::Internal(error.into()))
 }
