@@ -4,13 +4,14 @@ use base64::{Engine as _, engine::general_purpose};
 use keypool_client::v1::RejectReason;
 use keypool_testing::{
     proxy::Proxy,
-    server::{authorized, token, until},
+    server::{authorized, expired_token, token, until},
 };
 
 use super::*;
 
 const PASSWORD: &str = "correct-horse-battery";
 const SECRET_GROUP: &[u8] = b"group that nobody may know";
+const OTHER_GROUP: &[u8] = b"some other group of theirs";
 
 /// The forms in which bytes come into logs.
 fn forms(bytes: &[u8]) -> Vec<Vec<u8>> {
@@ -78,21 +79,76 @@ async fn nothing_secret_is_in_the_log_of_a_whole_flow() {
     grpc.spend_key_packages(authorized(&alice, spend(SECRET_GROUP))).await.unwrap();
     let release = v1::ReleaseReservationsRequest { reservation_ids: vec![ids[1].clone()] };
     grpc.release_reservations(authorized(&alice, release)).await.unwrap();
-    let refused = format!("{alice}x");
-    assert!(grpc.get_pool_status(authorized(&refused, Default::default())).await.is_err());
+    // The same request_id for another group, and what is no request at all.
+    let mut reused = request.message().clone();
+    grpc.reserve_key_packages(authorized(&alice, reused.clone())).await.unwrap();
+    reused.group_id = OTHER_GROUP.into();
+    assert!(grpc.reserve_key_packages(authorized(&alice, reused)).await.is_err());
+    let invalid = v1::ReserveKeyPackagesRequest {
+        request_id: "none".into(),
+        group_id: [SECRET_GROUP, &[7; 300]].concat().into(),
+        ..request.message().clone()
+    };
+    assert!(grpc.reserve_key_packages(authorized(&alice, invalid)).await.is_err());
 
-    // Nor when the database fails in the middle of it.
+    // The owner's side: its pool, who was there, and other credentials.
+    let renewed = packages("bob", 2);
+    let replacing = v1::UploadKeyPackagesRequest {
+        key_packages: renewed.iter().cloned().map(Into::into).collect(),
+        mode: v1::UploadMode::ReplaceOtherCredentials.into(),
+    };
+    grpc.upload_key_packages(authorized(&bob, replacing.clone())).await.unwrap();
+    grpc.get_pool_status(authorized(&bob, Default::default())).await.unwrap();
+    let watching = grpc.watch_pool_status(authorized(&bob, Default::default())).await.unwrap();
+    assert!(watching.into_inner().message().await.unwrap().is_some());
+    let listed = v1::ListPoolEventsRequest { user_id: "bob".into(), ..Default::default() };
+    let events = grpc.list_pool_events(authorized(&bob, listed.clone())).await.unwrap();
+    let events = events.into_inner().events;
+    assert!(events.iter().any(|event| event.group_id == SECRET_GROUP), "{events:?}");
+    let withdrawn = v1::RevokeKeyPackagesRequest { all: true, ..Default::default() };
+    grpc.revoke_key_packages(authorized(&bob, withdrawn.clone())).await.unwrap();
+    sent.extend(renewed);
+
+    // Tokens that are refused.
+    let expired = expired_token("alice", "phone");
+    let forged = format!("{}x", token("alice", "laptop"));
+    for refused in [&expired, &forged] {
+        assert!(grpc.get_pool_status(authorized(refused, Default::default())).await.is_err());
+    }
+
+    // Nor when the database fails in the middle of it, whatever is called.
+    let reserving = Reserve::new(SECRET_GROUP, SUITE).target("bob").message().clone();
+    let release = v1::ReleaseReservationsRequest { reservation_ids: vec![ids[1].clone()] };
     proxy.cut();
-    let unstored = request.message().clone();
-    let again = grpc.reserve_key_packages(authorized(&alice, unstored)).await;
-    assert!(again.is_err());
+    for failed in [
+        grpc.upload_key_packages(authorized(&bob, replacing)).await.is_err(),
+        grpc.reserve_key_packages(authorized(&alice, reserving)).await.is_err(),
+        grpc.spend_key_packages(authorized(&alice, spend(SECRET_GROUP))).await.is_err(),
+        grpc.release_reservations(authorized(&alice, release)).await.is_err(),
+        grpc.get_pool_status(authorized(&bob, Default::default())).await.is_err(),
+        grpc.revoke_key_packages(authorized(&bob, withdrawn)).await.is_err(),
+        grpc.list_pool_events(authorized(&bob, listed)).await.is_err(),
+    ] {
+        assert!(failed, "there was no database");
+    }
     proxy.open();
     until(async || server.client("bob", "phone").await.pool_status().await.is_ok()).await;
 
     let log = server.log_bytes();
     let text = String::from_utf8_lossy(&log);
-    assert!(text.contains("TRACE") && text.contains("GROUP_MISMATCH"), "everything is logged");
-    for token in [&bob, &alice] {
+    for told in ["TRACE", "GROUP_MISMATCH", "REQUEST_ID_REUSED", "STORE_UNAVAILABLE", "sqlx::query"]
+    {
+        assert!(text.contains(told), "everything is logged: {told}");
+    }
+    for rpc in super::tokens::rpcs() {
+        assert!(text.contains(&rpc), "everything is called: {rpc}");
+    }
+    let secret: Vec<u8> = sqlx::query_scalar("SELECT secret FROM service_secret")
+        .fetch_one(&database.pool)
+        .await
+        .unwrap();
+    assert_absent(&log, "the secret of reservation ids", &secret);
+    for token in [&bob, &alice, &expired, &forged] {
         let mut parts = token.split('.');
         let (_header, claims, signature) =
             (parts.next(), parts.next().unwrap(), parts.next().unwrap());
@@ -100,6 +156,7 @@ async fn nothing_secret_is_in_the_log_of_a_whole_flow() {
         assert_absent(&log, "a token's signature", &signature.as_bytes()[..40]);
     }
     assert_absent(&log, "the group id", SECRET_GROUP);
+    assert_absent(&log, "another group id", OTHER_GROUP);
     assert_absent(&log, "the database's password", PASSWORD.as_bytes());
     for id in &ids {
         assert_absent(&log, "a reservation id", id.as_bytes());

@@ -21,7 +21,7 @@ const ISSUER: &str = "https://issuer.test";
 const HOUR: u64 = 3600;
 
 /// Every RPC of the contract.
-fn rpcs() -> Vec<String> {
+pub(super) fn rpcs() -> Vec<String> {
     let files = prost_types::FileDescriptorSet::decode(FILE_DESCRIPTOR_SET).unwrap();
     let services = files.file.into_iter().flat_map(|file| file.service);
     services.flat_map(|service| service.method).map(|method| method.name().to_owned()).collect()
@@ -94,6 +94,17 @@ fn bad_tokens() -> Vec<(&'static str, Option<String>, ErrorReason)> {
         (key.token("alice", "phone"), parts)
     };
     let eve = encode(&with("sub", json!("eve")));
+    // What a header says of keys is not believed (RFC 8725, section 3.10).
+    let own = keypool_testing::issuer::IssuerKey::new("stranger");
+    let bringing = |header: Value| {
+        let unsigned = format!("{}.{payload}", encode(&header));
+        format!("{unsigned}.{}", URL_SAFE_NO_PAD.encode([7; 64]))
+    };
+    let critical = {
+        let key = EncodingKey::from_ed_pem(issuer_private_key().as_bytes()).unwrap();
+        let header = Header { crit: Some(vec!["exp".into()]), ..Header::new(Algorithm::EdDSA) };
+        jsonwebtoken::encode(&header, &claims(), &key).unwrap()
+    };
     let (none, invalid, expired) =
         (ErrorReason::TokenMissing, ErrorReason::TokenInvalid, ErrorReason::TokenExpired);
     let der = pem::parse(public).unwrap();
@@ -111,6 +122,14 @@ fn bad_tokens() -> Vec<(&'static str, Option<String>, ErrorReason)> {
         ("HS256, the trimmed PEM its secret", Some(hs256(public.trim().as_bytes())), invalid),
         ("HS256, the public DER its secret", Some(hs256(der.contents())), invalid),
         ("HS256, no secret", Some(hs256(b"")), invalid),
+        ("with a critical header", Some(critical), invalid),
+        ("bringing a key", Some(bringing(json!({ "alg": "EdDSA", "jwk": own.jwk() }))), invalid),
+        (
+            "naming where its key is",
+            Some(bringing(json!({ "alg": "EdDSA", "jku": "https://localhost/keys", "kid": "x" }))),
+            invalid,
+        ),
+        ("longer than 8 KiB", Some(sign(&with("pad", json!("x".repeat(6500))))), invalid),
     ];
     for alg in ["none", "None", "NONE", "HS256", "EdDSA", ""] {
         bad.push(("unsigned", Some(unsigned(alg)), invalid));
@@ -192,11 +211,23 @@ impl Messages {
         rpc: &str,
         token: Option<&str>,
     ) -> Result<(), Status> {
-        fn with<T>(token: Option<&str>, message: T) -> Request<T> {
-            match token {
-                Some(token) => authorized(token, message),
-                None => Request::new(message),
+        let bearer: Vec<String> = token.iter().map(|token| format!("Bearer {token}")).collect();
+        self.call_with(grpc, rpc, &bearer).await
+    }
+
+    /// With these `authorization` headers.
+    async fn call_with(
+        &self,
+        grpc: &mut KeyPackageServiceClient<Channel>,
+        rpc: &str,
+        token: &[String],
+    ) -> Result<(), Status> {
+        fn with<T>(headers: &[String], message: T) -> Request<T> {
+            let mut request = Request::new(message);
+            for header in headers {
+                request.metadata_mut().append("authorization", header.parse().unwrap());
             }
+            request
         }
         match rpc {
             "UploadKeyPackages" => {
@@ -228,20 +259,20 @@ impl Messages {
     }
 }
 
-/// Everything that calls can change.
+/// Everything that calls can change: all tables but those that the sweeper and the migrations keep.
 async fn contents(database: &TestDatabase) -> Vec<String> {
+    let tables: Vec<String> = sqlx::query_scalar(
+        "SELECT relname::text FROM pg_class
+         WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'p')
+           AND NOT relispartition AND relname NOT IN ('sweep_cursor', '_sqlx_migrations')
+         ORDER BY 1",
+    )
+    .fetch_all(&database.pool)
+    .await
+    .unwrap();
+    assert!(tables.len() >= 10, "{tables:?}");
     let mut contents = Vec::new();
-    for table in [
-        "pool",
-        "pool_suite",
-        "package",
-        "tombstone",
-        "published",
-        "last_resort",
-        "last_resort_grant",
-        "draw",
-        "event",
-    ] {
+    for table in tables {
         let rows = format!("SELECT '{table}' || t::text FROM {table} t ORDER BY 1");
         let rows = sqlx::query_scalar::<_, String>(sqlx::AssertSqlSafe(rows));
         contents.extend(rows.fetch_all(&database.pool).await.unwrap());
@@ -279,17 +310,42 @@ async fn no_rpc_is_served_for_a_bad_token_or_a_missing_scope() {
         let other_scopes: Vec<Scope> =
             Scope::ALL.into_iter().filter(|scope| !scopes_of(&rpc).contains(scope)).collect();
         let missing = ErrorReason::ScopeMissing;
-        let unscoped = [
+        let mut unscoped = vec![
             ("with the other scopes", Some(scoped("alice", "phone", &other_scopes)), missing),
             ("without a scope", Some(sign(&with("scope", Value::Null))), missing),
             ("with foreign scopes", Some(sign(&with("scope", json!("admin keypool *")))), missing),
+            (
+                "with parts of scopes",
+                Some(sign(&with("scope", json!("keypool. publish")))),
+                missing,
+            ),
         ];
+        for scope in &other_scopes {
+            let token = scoped("alice", "phone", std::slice::from_ref(scope));
+            unscoped.push((scope.as_str(), Some(token), missing));
+        }
         for (what, token, reason) in bad.iter().chain(&unscoped) {
             let answer = messages.call(&mut grpc, &rpc, token.as_deref()).await;
             let status = answer.expect_err(&format!("{rpc}, {what}"));
             assert_silent(&status, &format!("{rpc}, {what}"));
             let refused = Rejection::from(status);
             assert_eq!(refused.reason, Some(*reason), "{rpc}, {what}: {refused:?}");
+        }
+        // A good token, but not as the one bearer of the call (RFC 6750, section 2.1).
+        let good = sign(&claims());
+        let bearer = format!("Bearer {good}");
+        let (none, invalid) = (ErrorReason::TokenMissing, ErrorReason::TokenInvalid);
+        for (what, headers, reason) in [
+            ("Basic", vec![format!("Basic {good}")], none),
+            ("no scheme", vec![good.clone()], none),
+            ("no space", vec![format!("Bearer{good}")], none),
+            ("twice", vec![bearer.clone(), bearer.clone()], invalid),
+            ("after a bad one", vec!["Bearer x".into(), bearer.clone()], invalid),
+            ("two in one header", vec![format!("{bearer}, {bearer}")], invalid),
+        ] {
+            let status = messages.call_with(&mut grpc, &rpc, &headers).await.unwrap_err();
+            assert_silent(&status, &format!("{rpc}, {what}"));
+            assert_eq!(Rejection::from(status).reason, Some(reason), "{rpc}, {what}");
         }
     }
     assert_eq!(contents(&database).await, before, "something was done");
