@@ -4,6 +4,7 @@
 
 mod contract;
 mod drain;
+mod fuzz;
 mod grpc;
 mod limits;
 mod metrics;

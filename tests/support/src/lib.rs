@@ -6,6 +6,8 @@ pub mod contract;
 pub mod database;
 pub mod drain;
 pub mod forge;
+#[cfg(feature = "fuzz")]
+pub mod fuzz;
 pub mod issuer;
 pub mod login;
 pub mod member;

@@ -1,0 +1,69 @@
+//! Whatever is sent, keypool does not panic, does not answer INTERNAL, and holds no more memory than
+//! what was sent may cost; and what it accepts, openmls accepts.
+//!
+//! The inputs are random, but the same in every run. `KEYPOOL_FUZZ_RUNS` multiplies their number
+//! and `KEYPOOL_FUZZ_SEED` makes others; `service/fuzz` has libFuzzer choose them.
+
+use std::{collections::BTreeMap, env};
+
+use keypool_client::Code;
+use keypool_testing::fuzz::{Requests, Verdict, key_package};
+use rand::{Rng as _, RngExt as _, SeedableRng as _, rngs::StdRng};
+
+/// The inputs of a test, as many as CI has time for.
+fn inputs(number: usize) -> impl Iterator<Item = Vec<u8>> {
+    let from_env = |name: &str| env::var(name).ok().map(|given| given.parse::<u64>().unwrap());
+    let times = from_env("KEYPOOL_FUZZ_RUNS").unwrap_or(1);
+    let mut random = StdRng::seed_from_u64(from_env("KEYPOOL_FUZZ_SEED").unwrap_or(9420));
+    (0..number * usize::try_from(times).unwrap()).map(move |_| {
+        let mut input = vec![0; random.random_range(16..600)];
+        random.fill_bytes(&mut input);
+        input
+    })
+}
+
+/// Tells the input that a test fails on.
+struct OnPanic<'a>(&'a [u8]);
+
+impl Drop for OnPanic<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let hex: String = self.0.iter().map(|byte| format!("{byte:02x}")).collect();
+            eprintln!("the input: {hex}");
+        }
+    }
+}
+
+#[test]
+fn key_packages_that_are_nearly_right() {
+    let mut verdicts: BTreeMap<String, usize> = BTreeMap::new();
+    for input in inputs(3000) {
+        let _input = OnPanic(&input);
+        *verdicts.entry(format!("{:?}", key_package(&input))).or_default() += 1;
+    }
+    eprintln!("{verdicts:?}");
+    // The inputs get past the first check and reach every rule.
+    let accepted = verdicts.get(&format!("{:?}", Verdict::Accepted)).copied().unwrap_or(0);
+    assert!(accepted > 100, "{verdicts:?}");
+    assert!(verdicts.len() >= 9, "{verdicts:?}");
+}
+
+#[test]
+fn requests_that_are_nearly_right() {
+    let mut target = Requests::new();
+    let mut answers: BTreeMap<(&str, String), usize> = BTreeMap::new();
+    for input in inputs(1500) {
+        let _input = OnPanic(&input);
+        let answered = target.run(&input);
+        *answers.entry((answered.rpc, format!("{:?}", answered.code))).or_default() += 1;
+    }
+    eprintln!("{answers:?}");
+    assert!(target.serves());
+    // Every RPC does its work now and then, and every other one refuses.
+    let ok = format!("{:?}", Code::Ok);
+    for rpc in answers.keys().map(|(rpc, _)| *rpc) {
+        assert!(answers.contains_key(&(rpc, ok.clone())), "{rpc}: {answers:?}");
+    }
+    let rpcs: std::collections::BTreeSet<&str> = answers.keys().map(|(rpc, _)| *rpc).collect();
+    assert_eq!(rpcs.len(), 8, "{answers:?}");
+}
