@@ -192,6 +192,64 @@ fn the_sdk_knows_nothing_of_the_service() {
     }
 }
 
+/// The manifests of the workspace: its own, and those of its members.
+fn manifests() -> Vec<(PathBuf, toml::Table)> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let read = |folder: PathBuf| {
+        let text = fs::read_to_string(folder.join("Cargo.toml")).unwrap();
+        (folder, text.parse::<toml::Table>().unwrap())
+    };
+    let own = read(root.clone());
+    let members = own.1["workspace"]["members"].as_array().unwrap().clone();
+    let members = members.iter().map(|member| read(root.join(member.as_str().unwrap())));
+    let mut manifests: Vec<_> = members.collect();
+    manifests.push(own);
+    manifests
+}
+
+#[test]
+fn unsafe_is_forbidden_in_every_crate() {
+    let manifests = manifests();
+    assert!(manifests.len() >= 5);
+    for (folder, manifest) in &manifests {
+        let inherits = manifest.get("lints").and_then(|lints| lints["workspace"].as_bool());
+        assert_eq!(inherits, Some(true), "{}", folder.display());
+    }
+    // Forbidden, not denied: no attribute in the source allows it again.
+    let workspace = &manifests.last().unwrap().1["workspace"];
+    assert_eq!(workspace["lints"]["rust"]["unsafe_code"].as_str(), Some("forbid"));
+}
+
+#[test]
+fn every_dependency_is_named_with_its_job() {
+    let manifests = manifests();
+    let workspace = manifests.last().unwrap().1["workspace"]["dependencies"].as_table().unwrap();
+    let is_own = |name: &str| name.starts_with("keypool-");
+    let depends: BTreeSet<&str> =
+        workspace.keys().map(String::as_str).filter(|name| !is_own(name)).collect();
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let text = fs::read_to_string(root.join("ARCHITECTURE.md")).unwrap();
+    let table = text.split("| crate | job |\n|---|---|\n").nth(1).unwrap();
+    let rows = table.lines().map_while(|line| line.strip_prefix("| ")?.split_once(" |"));
+    let named: BTreeSet<&str> = rows.flat_map(|(names, _)| names.split(", ")).collect();
+    assert_eq!(depends, named);
+
+    // All versions stand in one place, and each is used by someone.
+    let mut used = BTreeSet::new();
+    for (folder, manifest) in &manifests {
+        for kind in ["dependencies", "dev-dependencies", "build-dependencies"] {
+            let Some(table) = manifest.get(kind).and_then(toml::Value::as_table) else { continue };
+            for (name, how) in table {
+                let inherits = how.get("workspace").and_then(toml::Value::as_bool);
+                assert_eq!(inherits, Some(true), "{name} in {}", folder.display());
+                used.insert(name.as_str());
+            }
+        }
+    }
+    let unused: Vec<&&str> = depends.iter().filter(|name| !used.contains(**name)).collect();
+    assert!(unused.is_empty(), "{unused:?}");
+}
+
 #[test]
 fn names_are_found_in_every_form_of_use() {
     let code = "use crate::{\n    domain::{a::B, c},\n    store::Store,\n};\nuse crate::pool;\n\
