@@ -1,11 +1,21 @@
-use std::marker::PhantomData;
+use std::{any::TypeId, marker::PhantomData};
 
-use prost::Message;
+use prost::{
+    Message,
+    bytes::Buf as _,
+    encoding::{WireType, decode_key, decode_varint},
+};
 use tonic::{
     Status,
-    codec::{BufferSettings, Codec, EncodeBuf, Encoder},
+    codec::{BufferSettings, Codec, DecodeBuf, Decoder, EncodeBuf, Encoder},
 };
 use tonic_prost::{ProstCodec, ProstDecoder};
+
+use crate::v1;
+
+/// How many fields a request may have, those of its targets included. No list of the contract takes
+/// more than 1000 items, and an item of two bytes costs up to 48 once it is decoded.
+const MAX_FIELDS: usize = 4096;
 
 /// Encodes as [`ProstCodec`] does, but makes room for a message when there is one: tonic's 8 KiB
 /// for each call would be nearly all that an idle stream costs.
@@ -31,15 +41,80 @@ where
     type Encode = T;
     type Decode = U;
     type Encoder = MessageEncoder<T>;
-    type Decoder = ProstDecoder<U>;
+    type Decoder = MessageDecoder<U>;
 
     fn encoder(&mut self) -> Self::Encoder {
         MessageEncoder(PhantomData)
     }
 
     fn decoder(&mut self) -> Self::Decoder {
-        ProstCodec::<T, U>::raw_decoder(buffer_settings())
+        MessageDecoder(ProstCodec::<T, U>::raw_decoder(buffer_settings()))
     }
+}
+
+/// Decodes as [`ProstDecoder`] does, but refuses a request with far too many fields before it is
+/// given memory.
+pub(crate) struct MessageDecoder<U>(ProstDecoder<U>);
+
+impl<U: Message + Default + 'static> Decoder for MessageDecoder<U> {
+    type Item = U;
+    type Error = Status;
+
+    fn decode(&mut self, buf: &mut DecodeBuf<'_>) -> Result<Option<U>, Status> {
+        let kind = TypeId::of::<U>();
+        let has_lists = [
+            TypeId::of::<v1::UploadKeyPackagesRequest>(),
+            TypeId::of::<v1::ReserveKeyPackagesRequest>(),
+            TypeId::of::<v1::SpendKeyPackagesRequest>(),
+            TypeId::of::<v1::ReleaseReservationsRequest>(),
+            TypeId::of::<v1::RevokeKeyPackagesRequest>(),
+        ]
+        .contains(&kind);
+        // The field with lists of its own.
+        let targets = (kind == TypeId::of::<v1::ReserveKeyPackagesRequest>()).then_some(4);
+        let mut left = MAX_FIELDS;
+        if has_lists && !within(buf.chunk(), targets, &mut left) {
+            return Err(Status::invalid_argument(format!(
+                "must have at most {MAX_FIELDS} fields, those of its targets included"
+            )));
+        }
+        self.0.decode(buf)
+    }
+
+    fn buffer_settings(&self) -> BufferSettings {
+        self.0.buffer_settings()
+    }
+}
+
+/// Counts the fields of a message, and those inside of the fields numbered `nested`. What does not
+/// decode is for the decoder to refuse.
+fn within(mut message: &[u8], nested: Option<u32>, left: &mut usize) -> bool {
+    while let Ok((number, wire_type)) = decode_key(&mut message) {
+        let Some(fewer) = left.checked_sub(1) else { return false };
+        *left = fewer;
+        let length = match wire_type {
+            WireType::Varint => match decode_varint(&mut message) {
+                Ok(_) => 0,
+                Err(_) => return true,
+            },
+            WireType::SixtyFourBit => 8,
+            WireType::ThirtyTwoBit => 4,
+            WireType::LengthDelimited => match decode_varint(&mut message).map(usize::try_from) {
+                Ok(Ok(length)) => length,
+                _ => return true,
+            },
+            WireType::StartGroup | WireType::EndGroup => 0,
+        };
+        let Some((content, rest)) = message.split_at_checked(length) else { return true };
+        if nested == Some(number)
+            && wire_type == WireType::LengthDelimited
+            && !within(content, None, left)
+        {
+            return false;
+        }
+        message = rest;
+    }
+    true
 }
 
 pub(crate) struct MessageEncoder<T>(PhantomData<T>);

@@ -67,3 +67,34 @@ fn requests_that_are_nearly_right() {
     let rpcs: std::collections::BTreeSet<&str> = answers.keys().map(|(rpc, _)| *rpc).collect();
     assert_eq!(rpcs.len(), 8, "{answers:?}");
 }
+
+/// Two bytes on the wire are up to 48 once they are decoded, so lists that are far too long are
+/// refused before.
+#[test]
+fn lists_cost_no_more_than_they_are_long() {
+    const ITEMS: usize = 1_000_000;
+    let mut target = Requests::new();
+    let items = |tag: u8| [tag, 0].repeat(ITEMS);
+    let one_target = {
+        let mut message = vec![0x22];
+        let (mut length, clients) = (2 * ITEMS, items(0x12));
+        while length >= 0x80 {
+            message.push((length & 0x7f) as u8 | 0x80);
+            length >>= 7;
+        }
+        message.push(length as u8);
+        [message, clients].concat()
+    };
+    for (rpc, message) in [
+        ("UploadKeyPackages", items(0x0a)),
+        ("ReserveKeyPackages", items(0x22)),
+        ("ReserveKeyPackages", one_target),
+        ("SpendKeyPackages", items(0x0a)),
+        ("ReleaseReservations", items(0x0a)),
+        ("RevokeKeyPackages", items(0x12)),
+    ] {
+        let answered = target.judge(rpc, 0, message);
+        assert_eq!(answered.code, Code::InvalidArgument, "{rpc}");
+    }
+    assert!(target.serves());
+}

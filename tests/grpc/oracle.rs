@@ -22,7 +22,7 @@ fn told(status: &tonic::Status) -> (i32, String, Vec<u8>, Vec<String>) {
 fn statements(server: &Server, from: usize) -> Vec<String> {
     let log = server.log();
     let lines = log[from..].lines().filter(|line| line.contains("sqlx::query"));
-    let summary = |line: &str| Some(line.split_once("summary=")?.1[..40].to_owned());
+    let summary = |line: &str| Some(line.split_once("summary=")?.1.chars().take(40).collect());
     let of_reserve = |it: &String| it.contains("-- Reserve") || it.contains("c.call");
     lines.filter_map(summary).filter(of_reserve).collect()
 }

@@ -142,9 +142,12 @@ pub fn explain_unread<B: Default>(
     {
         return response;
     }
-    let problem = match Status::from_header_map(headers).map(|status| status.code()) {
-        Some(Code::OutOfRange) => format!("must have at most {max_request_bytes} bytes"),
-        Some(Code::Internal) => "must be the protobuf encoding of the request".to_owned(),
+    let Some(status) = Status::from_header_map(headers) else { return response };
+    let problem = match status.code() {
+        Code::OutOfRange => format!("must have at most {max_request_bytes} bytes"),
+        Code::Internal => "must be the protobuf encoding of the request".to_owned(),
+        // The decoder's own words, of too many fields.
+        Code::InvalidArgument => status.message().to_owned(),
         _ => return response,
     };
     // The whole message, which has no path.
