@@ -1,9 +1,10 @@
-//! Nothing secret reaches the log, however much is logged.
+//! Nothing secret reaches the log, however much is logged, nor the metrics.
 
 use base64::{Engine as _, engine::general_purpose};
 use keypool_client::v1::RejectReason;
 use keypool_testing::{
     proxy::Proxy,
+    scrape::Scrape,
     server::{authorized, expired_token, token, until},
 };
 
@@ -29,19 +30,24 @@ fn forms(bytes: &[u8]) -> Vec<Vec<u8>> {
     ]
 }
 
+/// Bytes as a text, one character for each, that a search of the standard library goes through fast.
+fn latin(bytes: &[u8]) -> String {
+    bytes.iter().copied().map(char::from).collect()
+}
+
 #[track_caller]
-fn assert_absent(log: &[u8], what: &str, secret: &[u8]) {
+fn assert_absent(told: &str, what: &str, secret: &[u8]) {
     for form in forms(secret) {
-        let found = log.windows(form.len()).position(|window| window == form);
-        if let Some(at) = found {
-            let around = &log[at.saturating_sub(300)..(at + 100).min(log.len())];
-            panic!("{what} is in the log: {}", String::from_utf8_lossy(around));
+        if let Some(at) = told.find(&latin(&form)) {
+            let start = told.floor_char_boundary(at.saturating_sub(300));
+            let end = told.ceil_char_boundary((at + 100).min(told.len()));
+            panic!("{what} is in the log or in the metrics: {}", &told[start..end]);
         }
     }
 }
 
 #[tokio::test]
-async fn nothing_secret_is_in_the_log_of_a_whole_flow() {
+async fn nothing_secret_is_in_the_log_or_the_metrics_of_a_whole_flow() {
     let database = database().await;
     let proxy = Proxy::to(database.target()).await;
     let url = database.url_through(&proxy, PASSWORD);
@@ -134,8 +140,13 @@ async fn nothing_secret_is_in_the_log_of_a_whole_flow() {
     proxy.open();
     until(async || server.client("bob", "phone").await.pool_status().await.is_ok()).await;
 
-    let log = server.log_bytes();
-    let text = String::from_utf8_lossy(&log);
+    let metrics = Scrape::of(&server).await.text;
+    for named in ["alice", "bob", "mallory", "phone", "laptop"] {
+        assert!(!metrics.contains(named), "metrics name nobody: {named}");
+    }
+    assert!(metrics.contains("keypool_"), "{metrics}");
+    let text = server.log();
+    let log = latin(&[server.log_bytes(), metrics.into_bytes()].concat());
     for told in ["TRACE", "GROUP_MISMATCH", "REQUEST_ID_REUSED", "STORE_UNAVAILABLE", "sqlx::query"]
     {
         assert!(text.contains(told), "everything is logged: {told}");
