@@ -251,6 +251,23 @@ fn every_dependency_is_named_with_its_job() {
 }
 
 #[test]
+fn every_promise_of_the_threat_model_has_its_test() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let tests: Vec<PathBuf> = ["tests", "service/tests", "client-sdk/tests"]
+        .iter()
+        .flat_map(|folder| rust_files(&root.join(folder)))
+        .collect();
+    let code: String = tests.iter().map(|file| fs::read_to_string(file).unwrap()).collect();
+    let model = fs::read_to_string(root.join("SECURITY.md")).unwrap();
+    let quoted = model.split('`').skip(1).step_by(2);
+    let named: Vec<&str> = quoted.filter(|it| it.matches('_').count() > 3).collect();
+    assert!(named.len() > 20, "{named:?}");
+    for name in named {
+        assert!(code.contains(&format!("fn {name}(")), "no test is called {name}");
+    }
+}
+
+#[test]
 fn names_are_found_in_every_form_of_use() {
     let code = "use crate::{\n    domain::{a::B, c},\n    store::Store,\n};\nuse crate::pool;\n\
                 fn f() -> crate::grpc::auth::Scope {}\nuse crate::grpc::{self, auth::X};\n\

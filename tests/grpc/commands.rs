@@ -97,7 +97,7 @@ fn printed(run: &Output, code: i32) -> (&str, &str) {
 #[tokio::test]
 async fn migrate_can_be_repeated_and_serve_waits_for_it() {
     let database = TestDatabase::create().await;
-    let quiet = options().text("log.filter", "warn");
+    let quiet = options().text("log.filter", "error");
     let owner = ConfigFile::new(database.url(), &quiet);
     let config = ConfigFile::new(&database.service_url(), &quiet);
     let count = MIGRATOR.iter().count();
@@ -123,7 +123,8 @@ async fn migrate_can_be_repeated_and_serve_waits_for_it() {
 #[tokio::test]
 async fn wait_ends_when_the_schema_is_there_or_says_what_is_missing() {
     let database = TestDatabase::create().await;
-    let config = ConfigFile::new(database.url(), &options());
+    let owner = ConfigFile::new(database.url(), &options());
+    let config = ConfigFile::new(&database.service_url(), &options());
     let wait = async |time: &str| {
         let mut command = config.command("wait");
         command.args(["--timeout", time]).output().await.unwrap()
@@ -140,7 +141,7 @@ async fn wait_ends_when_the_schema_is_there_or_says_what_is_missing() {
     let mut waiting = command.stderr(log.reopen().unwrap()).spawn().unwrap();
     // It has looked and goes on waiting: nothing but the migration lets it end with 0.
     until(async || fs::read_to_string(log.path()).unwrap().contains(&missing)).await;
-    printed(&config.run("migrate").await, 0);
+    printed(&owner.run("migrate").await, 0);
     assert_eq!(waiting.wait().await.unwrap().code(), Some(0));
 }
 

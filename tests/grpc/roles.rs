@@ -37,7 +37,7 @@ const UNFIT: [(&str, &str, &str); 16] = [
 
 /// What `keypool serve` and `keypool check` say of a role.
 async fn verdicts(url: &str) -> [String; 2] {
-    let config = ConfigFile::new(url, &options().text("log.filter", "warn"));
+    let config = ConfigFile::new(url, &options().text("log.filter", "error"));
     let (serve, check) = tokio::join!(config.run("serve"), config.run("check"));
     assert_eq!((serve.status.code(), check.status.code()), (Some(1), Some(1)), "{serve:?}");
     [serve.stderr, check.stdout].map(|told| String::from_utf8(told).unwrap())
@@ -107,7 +107,7 @@ async fn one_role_migrates_and_another_serves() {
         use sqlx::ConnectOptions as _;
         login.options.clone().database(name).to_url_lossy().to_string()
     };
-    let quiet = options().text("log.filter", "warn");
+    let quiet = options().text("log.filter", "error");
     let migrate = ConfigFile::new(&url(&owner), &quiet).run("migrate").await;
     assert!(migrate.status.success(), "{migrate:?}");
 

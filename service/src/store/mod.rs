@@ -142,6 +142,9 @@ impl Store {
                 ("plan_cache_mode", "force_generic_plan".to_owned()),
                 // A plan made while a table was empty would read all of it when it no longer is.
                 ("enable_seqscan", "off".to_owned()),
+                // By the price that this puts on the one table that is only read whole, a statement
+                // over the catalogue would be worth compiling, which takes a second.
+                ("jit", "off".to_owned()),
                 ("statement_timeout", options.statement_timeout.as_millis().to_string()),
                 // A replica that was cut off must not hold its locks for long.
                 ("idle_in_transaction_session_timeout", "10000".to_owned()),

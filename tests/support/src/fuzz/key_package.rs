@@ -85,6 +85,9 @@ fn assert_openmls_agrees(accepted: &ValidatedKeyPackage) {
 fn assert_reads(provider: &impl OpenMlsProvider, accepted: &ValidatedKeyPackage) {
     let package = match read_by_openmls(provider, &accepted.bytes) {
         Ok(package) => package,
+        // openmls 0.9.2 refuses extensions of GREASE types, listed or not, where RFC 9420, section
+        // 13.5 has them ignored.
+        Err(error) if lists_grease(accepted) && error.contains("extension") => return,
         Err(error) => panic!("keypool accepts what openmls does not: {error}"),
     };
     let reference = package.hash_ref(provider.crypto()).expect("a ref");
@@ -93,6 +96,12 @@ fn assert_reads(provider: &impl OpenMlsProvider, accepted: &ValidatedKeyPackage)
     assert!(accepted.last_resort || !package.last_resort());
     let encoded = package.tls_serialize_detached().expect("an encoding");
     assert_eq!(encoded, accepted.bytes, "one package has one encoding");
+}
+
+/// Whether a GREASE extension may stand in the package.
+fn lists_grease(accepted: &ValidatedKeyPackage) -> bool {
+    let extensions = accepted.capabilities.iter().filter_map(|&code| u16::try_from(code).ok());
+    extensions.map(u16::to_be_bytes).any(|[high, low]| high == low && low & 0x0f == 0x0a)
 }
 
 fn read_by_openmls(provider: &impl OpenMlsProvider, bytes: &[u8]) -> Result<KeyPackage, String> {
