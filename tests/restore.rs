@@ -70,7 +70,7 @@ async fn lost() -> Lost {
     server.kill().await;
     let backup = database.backup().await;
 
-    let server = Server::on(database.url(), &options()).await;
+    let server = Server::on(&database.service_url(), &options()).await;
     let alice = server.client("alice", "laptop").await;
     alice.spend(GROUP, [&reservation.reservation_id]).await.unwrap();
     let mut spent = vec![reservation.key_package.to_vec()];
@@ -195,7 +195,7 @@ async fn last_resort_packages_go_or_stay_as_told() {
         let arguments: &[&str] = if keep { &[MEANT, "--keep-last-resort"] } else { &[MEANT] };
         let (done, said) = after_restore(&database, arguments).await;
         assert!(done, "{said}");
-        let server = Server::on(database.url(), &options()).await;
+        let server = Server::on(&database.service_url(), &options()).await;
         let got = reserve(&server.client("alice", "laptop").await).await;
         match keep {
             true => assert_eq!(got.unwrap().key_package, package),
