@@ -108,7 +108,7 @@ async fn all_issued(server: &Server) -> Vec<Vec<u8>> {
 #[tokio::test]
 async fn without_it_what_was_spent_is_issued_again() {
     let Lost { backup, spent, uploaded, .. } = lost().await;
-    let server = Server::on(backup.url(), &options()).await;
+    let server = Server::on(&backup.service_url(), &options()).await;
     let bob = server.client("bob", "phone").await;
     let again = bob.upload([uploaded.clone()]).await.unwrap();
     assert!(again.results[0].accepted().is_some(), "it is not known to be spent");
@@ -124,7 +124,7 @@ async fn nothing_of_before_is_issued_again_and_pools_are_refilled() {
     assert!(done, "{said}");
     assert!(said.starts_with("4 one-time KeyPackages are withdrawn"), "{said}");
 
-    let server = Server::on(backup.url(), &options()).await;
+    let server = Server::on(&backup.service_url(), &options()).await;
     assert_eq!(all_issued(&server).await, Vec::<Vec<u8>>::new());
     let alice = server.client("alice", "laptop").await;
     let old = alice.spend(GROUP, [reservation.reservation_id]).await;
@@ -159,7 +159,7 @@ async fn a_margin_admits_what_clients_make_with_lifetimes_that_begin_earlier() {
     let Lost { backup, spent, .. } = lost().await;
     let (done, said) = after_restore(&backup, &[MEANT, "--lifetime-margin", "30s"]).await;
     assert!(done, "{said}");
-    let server = Server::on(backup.url(), &options()).await;
+    let server = Server::on(&backup.service_url(), &options()).await;
     let bob = server.client("bob", "phone").await;
     let answer = bob.upload([package_of(20), package_of(60), spent[0].clone()]).await.unwrap();
     assert!(answer.results[0].accepted().is_some(), "{answer:?}");
@@ -175,7 +175,7 @@ async fn what_the_backup_knows_stays_used() {
     let long_ago = [MEANT, "--until", "2020-01-01T00:00:00Z"];
     let (done, said) = after_restore(&backup, &long_ago).await;
     assert!(done, "{said}");
-    let server = Server::on(backup.url(), &options()).await;
+    let server = Server::on(&backup.service_url(), &options()).await;
     let answer = server.client("bob", "phone").await.upload(spent).await.unwrap();
     for result in &answer.results {
         assert_eq!(result.rejected().unwrap().reason(), RejectReason::AlreadyUsed);
@@ -225,7 +225,7 @@ async fn until_it_was_run_to_its_end_no_server_starts_and_it_may_be_run_again() 
         .execute(&backup.pool)
         .await
         .unwrap();
-    let config = ConfigFile::new(backup.url(), &options());
+    let config = ConfigFile::new(&backup.service_url(), &options());
     let refused = config.run("serve").await;
     assert!(!refused.status.success());
     let why = String::from_utf8(refused.stderr).unwrap();
@@ -235,7 +235,7 @@ async fn until_it_was_run_to_its_end_no_server_starts_and_it_may_be_run_again() 
         let (done, said) = after_restore(&backup, &[MEANT]).await;
         assert!(done && said.starts_with(packages), "{said}");
     }
-    let server = Server::on(backup.url(), &options()).await;
+    let server = Server::on(&backup.service_url(), &options()).await;
     let bob = server.client("bob", "phone").await;
     let answer = bob.upload([package_of(0)]).await.unwrap();
     let why = answer.results[0].rejected().expect("from before the later of the two instants");
