@@ -323,7 +323,7 @@ fn many<T: Clone>(
     u: &mut Unstructured<'_>,
     mut one: impl FnMut(&mut Unstructured<'_>) -> Result<T>,
 ) -> Result<Vec<T>> {
-    let len = *u.choose(&[0, 1, 1, 1, 1, 1, 1, 2, 3, 100, 101, 1000, 1001, 100_000])?;
+    let len = *u.choose(&[0, 1, 1, 1, 1, 1, 1, 2, 3, 100, 101, 1000, 1001, 10_000])?;
     let mut list = Vec::new();
     for _ in 0..len.min(4) {
         list.push(one(u)?);
@@ -341,7 +341,7 @@ fn id(u: &mut Unstructured<'_>) -> Result<String> {
 
 fn text(u: &mut Unstructured<'_>) -> Result<String> {
     match u.int_in_range(0..=4_u8)? {
-        0 => Ok("é".repeat(*u.choose(&[127, 128, 70_000])?)),
+        0 => Ok("é".repeat(*u.choose(&[127, 128, 200])?)),
         1 => Ok("\0".into()),
         2 => Ok("\u{85}\u{202e}".into()),
         _ => String::arbitrary(u),
@@ -360,7 +360,7 @@ fn some_of(known: &[String], u: &mut Unstructured<'_>) -> Result<String> {
 }
 
 fn some_bytes(u: &mut Unstructured<'_>) -> Result<Bytes> {
-    let len = *u.choose(&[0, 0, 0, 1, 31, 32, 33, 64, 255, 256, 5000])?;
+    let len = *u.choose(&[0, 0, 0, 1, 31, 32, 33, 64, 255, 256, 600])?;
     let mut bytes = u.bytes(u.len().min(len))?.to_vec();
     bytes.resize(len, 7);
     Ok(bytes.into())
