@@ -1,3 +1,4 @@
+mod current;
 mod error;
 mod health;
 mod identity;
@@ -6,6 +7,8 @@ mod options;
 mod plan;
 mod refresh;
 mod run;
+mod upload;
+mod withdraw;
 
 use std::{
     fmt,
