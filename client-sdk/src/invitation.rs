@@ -120,8 +120,12 @@ impl Invitation {
     /// accepted, merge it, send the Welcome, and [`spend`](Self::spend) this. When it is not,
     /// clear the pending commit and [`release`](Self::release) this.
     ///
+    /// To make the Commit in a transaction of your own, in which you also store what is to be sent,
+    /// call [`committing`](Self::committing) before the transaction begins: the journal may be in
+    /// the same file, whose lock the transaction holds. This writes nothing to the journal then.
+    ///
     /// # Errors
-    /// [`AddError`]; nothing has changed then.
+    /// [`AddError`]; nothing has changed then, save what `committing` noted.
     pub fn add_to<P: OpenMlsProvider>(
         &mut self,
         group: &mut MlsGroup,
@@ -132,20 +136,27 @@ impl Invitation {
             return Err(AddError::OtherGroup);
         }
         let packages: Vec<_> = self.key_packages().cloned().collect();
+        let state = InvitationState::CommitPending { epoch: group.epoch().as_u64() };
+        let noted = self.records.iter().all(|record| record.state == state);
         // First, as after a crash a Commit that the journal does not know would be sent, and its
         // packages issued again.
-        self.committing(group.epoch().as_u64())?;
+        if !noted {
+            self.advance(state)?;
+        }
         match group.add_members(provider, signer, &packages) {
             Ok((commit, welcome, group_info)) => Ok(AddMessages { commit, welcome, group_info }),
             Err(error) => {
-                self.advance(InvitationState::Reserved)?;
+                if !noted {
+                    self.advance(InvitationState::Reserved)?;
+                }
                 Err(AddError::Mls(error))
             }
         }
     }
 
-    /// Notes that a Commit with these packages is about to be made, in this epoch of the group. For
-    /// applications that do not use [`add_to`](Self::add_to): before the Commit is made.
+    /// Notes that a Commit with these packages is about to be made, in this epoch of the group:
+    /// before a transaction in which [`add_to`](Self::add_to) is called, or the Commit made by other
+    /// means.
     ///
     /// # Errors
     /// When the journal cannot be written; do not send the Commit then.
