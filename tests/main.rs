@@ -2,6 +2,7 @@
 
 #![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)] // here they fail a test
 
+mod chat;
 mod contract;
 mod drain;
 mod fuzz;

@@ -1,7 +1,7 @@
 //! For the test that kills this program everywhere (`tests/chat` in the repository): with
-//! `CHAT_DIES_AT=N` it kills itself at the Nth of its steps, as `kill -9` does. A step is just
-//! before and just after anything that outlives the process is written. A chat of yours needs none
-//! of this.
+//! `CHAT_AT_STEP=KILL:N` it kills itself at the Nth of its steps, as `kill -9` does; with `STOP:N`
+//! it stops there until it is told to go on. A step is just before and just after anything that
+//! outlives the process is written. A chat of yours needs none of this.
 
 use std::{
     env,
@@ -10,17 +10,24 @@ use std::{
         LazyLock,
         atomic::{AtomicUsize, Ordering},
     },
-    thread,
 };
 
 use rusqlite::Connection;
 
-static LEFT: LazyLock<Option<AtomicUsize>> =
-    LazyLock::new(|| Some(AtomicUsize::new(env::var("CHAT_DIES_AT").ok()?.parse().ok()?)));
+struct Fault {
+    signal: String,
+    left: AtomicUsize,
+}
+
+static FAULT: LazyLock<Option<Fault>> = LazyLock::new(|| {
+    let told = env::var("CHAT_AT_STEP").ok()?;
+    let (signal, step) = told.split_once(':')?;
+    Some(Fault { signal: signal.into(), left: AtomicUsize::new(step.parse().ok()?) })
+});
 
 /// The commits of this connection are steps.
 pub(crate) fn watch(connection: &Connection) {
-    if LEFT.is_some() {
+    if FAULT.is_some() {
         connection.commit_hook(Some(|| {
             step();
             false
@@ -33,11 +40,10 @@ pub(crate) fn watch(connection: &Connection) {
 }
 
 pub(crate) fn step() {
-    if LEFT.as_ref().is_some_and(|left| left.fetch_sub(1, Ordering::SeqCst) == 1) {
+    if let Some(fault) = &*FAULT
+        && fault.left.fetch_sub(1, Ordering::SeqCst) == 1
+    {
         let me = process::id().to_string();
-        drop(Command::new("kill").args(["-s", "KILL", &me]).status());
-        loop {
-            thread::park();
-        }
+        drop(Command::new("kill").args(["-s", &fault.signal, &me]).status());
     }
 }

@@ -6,7 +6,7 @@ use std::{
     fmt::Display,
     fs::{self, File},
     net::SocketAddr,
-    path::{Path, PathBuf},
+    path::PathBuf,
     process::{ExitStatus, Output, Stdio},
     sync::LazyLock,
     time::Duration,
@@ -36,7 +36,7 @@ use tonic_health::pb::{
     HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
 };
 
-use crate::{database::TestDatabase, proxy::Target};
+use crate::{built::binary, database::TestDatabase, proxy::Target};
 
 /// The name of the service, for its health.
 pub const SERVICE: &str = "keypool.v1.KeyPackageService";
@@ -121,33 +121,6 @@ pub fn authorized<T>(token: &str, message: T) -> Request<T> {
     let value = format!("Bearer {token}").parse().expect("a token is ASCII");
     request.metadata_mut().insert("authorization", value);
     request
-}
-
-/// The `keypool` binary of this build.
-///
-/// # Panics
-/// It is missing, or its sources have changed since it was built.
-pub fn binary() -> PathBuf {
-    const HOW: &str = "run `cargo build --workspace --bins` first, or script/test";
-    let test = env::current_exe().expect("this test's own path");
-    // A test lies in target/debug/deps, a program beside the binary.
-    let folders = test.ancestors().skip(1).take(2);
-    let built = folders.filter(|folder| folder.join("keypool").is_file()).last();
-    let built =
-        built.unwrap_or_else(|| panic!("keypool is not built beside {}: {HOW}", test.display()));
-    let binary = built.join("keypool");
-    let modified = |path: &Path| fs::metadata(path).and_then(|found| found.modified()).ok();
-    let made = modified(&binary).expect("a file that was found");
-    let Ok(sources) = fs::read_to_string(built.join("keypool.d")) else {
-        panic!("{} lacks keypool.d, which names its sources: {HOW}", built.display());
-    };
-    let (_, sources) = sources.split_once(": ").expect("TARGET: SOURCES");
-    for source in sources.replace("\\ ", "\0").split_whitespace() {
-        let source = PathBuf::from(source.replace('\0', " "));
-        let current = modified(&source).is_some_and(|changed| changed <= made);
-        assert!(current, "{} is newer than {}: {HOW}", source.display(), binary.display());
-    }
-    binary
 }
 
 /// The binary with these arguments, and no variable that it would take for configuration.
