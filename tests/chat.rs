@@ -74,7 +74,8 @@ impl Scene {
             .collect()
     }
 
-    /// Nothing is left to settle: neither on the server nor in anyone's journal.
+    /// Nothing is left to settle, neither on the server nor in anyone's journal, and what was used
+    /// is spent: a package for each who was added.
     async fn all_is_settled(&self, people: &[&str]) {
         until(async || self.reserved().await == 0).await;
         for user in people {
@@ -83,6 +84,9 @@ impl Scene {
             until(async || store.invitations().unwrap().is_empty()).await;
         }
         assert_eq!(self.reserved().await, 0);
+        let spent = "SELECT count(*) FROM event WHERE kind = 'spent'";
+        let spent: i64 = sqlx::query_scalar(spent).fetch_one(&self.database.pool).await.unwrap();
+        assert_eq!(spent as usize, self.invited().values().map(Vec::len).sum::<usize>());
     }
 
     async fn reserved(&self) -> i64 {

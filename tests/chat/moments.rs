@@ -21,11 +21,11 @@ async fn whoever_is_killed_whenever_it_happens_all_who_were_invited_are_in() {
     }
     for round in 0..ROUNDS {
         let adder = random.random_range(0..people.len());
-        let group = if round % 4 == 0 { format!("/new g{round}") } else { String::new() };
+        let group = if round % 3 > 0 { format!("/new g{round}") } else { String::new() };
         let invite = format!("/invite {}", PEOPLE[random.random_range(0..PEOPLE.len())]);
         people[adder].types(&[&group, &invite, &format!("said in round {round}")]).await;
         // How long it takes to get anywhere is the machine's to say; so is where this hits.
-        tokio::time::sleep(Duration::from_millis(random.random_range(0..300))).await;
+        tokio::time::sleep(Duration::from_millis(random.random_range(0..500))).await;
         match random.random_range(0..=PEOPLE.len() + 1) {
             victim if victim < people.len() => {
                 people.remove(victim).kill().await;

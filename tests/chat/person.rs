@@ -90,6 +90,24 @@ impl Person {
         self.types_until("", &["pool: HEALTH_HEALTHY"]).await;
     }
 
+    /// Ends it once its pool is kept. False when it was killed before.
+    pub(super) async fn lives(&mut self) -> bool {
+        let (mut ended, mut kept) = (false, false);
+        while !ended && !kept {
+            self.looks_away();
+            self.types(&["/pool"]).await;
+            until(async || {
+                ended = self.child.try_wait().unwrap().is_some();
+                let told = self.shown().into_iter().find(|line| line.starts_with("pool: "));
+                kept = told.as_deref() == Some("pool: HEALTH_HEALTHY");
+                ended || told.is_some()
+            })
+            .await;
+        }
+        self.types(&["/quit"]).await;
+        !self.was_killed().await
+    }
+
     /// The group whose name begins so, and its members; `None` when there is none.
     pub(super) async fn group(&mut self, name: &str) -> Option<(String, Vec<String>)> {
         self.looks_away();
