@@ -1,3 +1,5 @@
+use std::future::ready;
+
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt as _};
 use keypool_proto::v1;
@@ -156,7 +158,8 @@ impl Client {
 
     /// This client's own pool: how it stands now, and again when it runs low or packages are about
     /// to expire. The newest state only, at least once. The server ends the stream from time to
-    /// time; open another then, and nothing is missed. Needs the scope `keypool.publish`.
+    /// time, and when it is about to stop; open another then, and nothing is missed. Needs the scope
+    /// `keypool.publish`.
     ///
     /// # Errors
     /// As any call; the stream ends after an error. The deadline is for opening the stream.
@@ -169,7 +172,7 @@ impl Client {
             });
         let (statuses, bearer) = open.await?;
         let token = self.transport.token.clone();
-        Ok(statuses.then(move |status| {
+        let statuses = statuses.then(move |status| {
             let (token, bearer) = (token.clone(), bearer.clone());
             async move {
                 let status = status.map_err(Error::from);
@@ -178,7 +181,10 @@ impl Client {
                 }
                 status
             }
-        }))
+        });
+        // No failure: another replica, or the next one here, goes on.
+        let stops = |error: &Error| error.reason() == Some(v1::ErrorReason::ShuttingDown);
+        Ok(statuses.take_while(move |it| ready(!it.as_ref().is_err_and(stops))))
     }
 
     /// Withdraws packages of this client, or of another client of the same user. Needs the scope

@@ -84,10 +84,8 @@ async fn a_server_that_stops_ends_its_streams_also_those_that_wait_for_the_datab
 
     here.stop();
     for stream in std::iter::once(&mut idle).chain(&mut stuck) {
-        let end = stream.item().await.unwrap().unwrap_err();
-        assert_eq!(end.reason(), Some(ErrorReason::ShuttingDown));
-        assert_eq!(end.rejection().unwrap().code, Code::Unavailable);
-        assert!(end.retry_after().is_some());
+        // The SDK takes SHUTTING_DOWN for an end like any other: the next stream is elsewhere.
+        assert!(stream.item().await.is_none());
     }
     lock.rollback().await.unwrap();
     here.stopped().await.unwrap();

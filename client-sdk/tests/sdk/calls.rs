@@ -1,6 +1,7 @@
 //! What goes over the wire for each call, over real tonic.
 
 use std::{
+    collections::HashMap,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -12,6 +13,8 @@ use crate::fake::{Asked, Behaviour, Fake, SERVE};
 use futures_util::StreamExt as _;
 use keypool_client::{Client, Code, Error, Reserve, TokenSource, Uuid, v1};
 use tokio::net::TcpListener;
+use tonic::Status;
+use tonic_types::{ErrorDetails, StatusExt as _};
 
 #[tokio::test]
 async fn each_call_sends_its_message() {
@@ -72,6 +75,16 @@ async fn a_watch_gives_each_state_and_the_error_that_ends_it() {
     let hasty = fake.builder().deadline(Duration::from_millis(50)).connect().await.unwrap();
     let opened = hasty.watch_pool_status().await.map(drop);
     assert!(matches!(opened, Err(Error::DeadlineExceeded)), "{opened:?}");
+}
+
+#[tokio::test]
+async fn a_watch_ends_without_an_error_when_its_server_is_about_to_stop() {
+    let fake = Fake::start(Behaviour::Serve { packages: 1, package_bytes: 0 }).await;
+    let details = ErrorDetails::with_error_info("SHUTTING_DOWN", "keypool.v1", HashMap::new());
+    fake.end_streams_with(Status::with_error_details(Code::Unavailable, "stopping", details));
+    let client = fake.builder().connect().await.unwrap();
+    let states: Vec<_> = client.watch_pool_status().await.unwrap().collect().await;
+    assert!(matches!(states.as_slice(), [Ok(_)]), "{states:?}");
 }
 
 #[tokio::test]
