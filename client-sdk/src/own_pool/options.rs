@@ -155,3 +155,18 @@ impl fmt::Debug for PoolOptions {
             .finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_defaults_are_those_that_are_documented() {
+        let options = PoolOptions::default();
+        assert_eq!((options.target, DEFAULT_TARGET), (None, 32));
+        assert_eq!((options.low_watermark, options.hard_cap, options.max_held), (8, 64, 1_000));
+        assert_eq!((options.lifetime, options.interval), (14 * DAY, HOUR));
+        assert_eq!((options.welcome_grace, options.expiry_grace), (DAY, HOUR));
+        assert!(options.last_resort && options.check().is_ok());
+    }
+}
