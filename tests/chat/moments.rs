@@ -12,7 +12,7 @@ const PEOPLE: [&str; 3] = ["alice", "bob", "carol"];
 #[tokio::test]
 async fn whoever_is_killed_whenever_it_happens_all_who_were_invited_are_in() {
     let seed = rand::random();
-    println!("seed {seed}");
+    eprintln!("seed {seed}");
     let mut random = StdRng::seed_from_u64(seed);
     let mut scene = Scene::new().await;
     let mut people = Vec::new();
@@ -77,7 +77,6 @@ async fn whoever_is_killed_whenever_it_happens_all_who_were_invited_are_in() {
         let lost = person.shown().into_iter().find(|line| line.contains("is lost"));
         assert_eq!(lost, None);
     }
-    println!("{invitations} invitations");
 }
 
 /// The name without the part that makes it unique.
