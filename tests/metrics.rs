@@ -171,7 +171,7 @@ async fn everything_that_is_documented_is_measured_and_nothing_else() {
     let ok = [("rpc_method", &*reserve), ("rpc_response_status_code", "OK")];
     let calls = "rpc_server_call_duration_seconds_count";
     assert_eq!(scrape.value(calls, &ok), Some(5.0));
-    let spent = [("statement", "spend")];
+    let spent = [("statement", "spend_held")];
     assert_eq!(scrape.value("keypool_batch_size_sum", &spent), Some(1.0));
     assert_eq!(scrape.value("keypool_batch_wait_seconds_count", &spent), Some(1.0));
     for name in [

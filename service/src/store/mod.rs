@@ -45,7 +45,7 @@ use crate::{
 
 use batch::Batcher;
 use reserve_jobs::{ClientsOf, ReserveFresh, ReserveRound};
-use settle::{ReleaseCall, SpendCall};
+use settle::{ReleaseCall, SpendCall, SpendHeld};
 
 pub use events::{EventPools, EventQuery};
 pub use reserve::{ReserveAsk, ReserveBatch, ReserveOutcome, Reserved};
@@ -110,6 +110,7 @@ pub struct Store {
     clients: Batcher<ClientsOf>,
     fresh: Batcher<ReserveFresh>,
     reserves: Batcher<ReserveRound>,
+    spends_held: Batcher<SpendHeld>,
     spends: Batcher<SpendCall>,
     releases: Batcher<ReleaseCall>,
 }
@@ -180,6 +181,7 @@ impl Store {
             clients: Batcher::default(),
             fresh: Batcher::default(),
             reserves: Batcher::default(),
+            spends_held: Batcher::default(),
             spends: Batcher::default(),
             releases: Batcher::default(),
         })

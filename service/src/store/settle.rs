@@ -1,6 +1,6 @@
 //! Spend and Release: the two ways a holder ends its reservations.
 
-use std::sync::Arc;
+use std::{convert::Infallible, iter, sync::Arc};
 
 use sqlx::PgConnection;
 
@@ -58,6 +58,13 @@ pub(super) struct SpendCall {
     group_id: GroupId,
 }
 
+/// A call that spends one package, for the statement that knows just the usual case.
+#[derive(Debug)]
+pub(super) struct SpendHeld {
+    batch: Arc<SettleBatch>,
+    group_id: GroupId,
+}
+
 /// A call that releases one-time packages.
 #[derive(Debug)]
 pub(super) struct ReleaseCall {
@@ -95,6 +102,12 @@ impl Store {
 
     async fn settle(&self, batch: &Arc<SettleBatch>, end: &End) -> Result<Vec<Settled>, Error> {
         let grants = batch.reservations.iter().any(Locator::is_last_resort);
+        if let (End::Spend(group_id), [_], false) = (end, &batch.reservations[..], grants) {
+            let call = SpendHeld { batch: batch.clone(), group_id: group_id.clone() };
+            if let Some(spent) = self.spends_held.call(self, call).await? {
+                return Ok(vec![Settled { already: false, key_package_ref: Some(spent) }]);
+            }
+        }
         for _ in 0..MAX_ROUNDS {
             let rows = match (grants, end) {
                 (true, _) => match self.settle_with_grants(batch, end).await {
@@ -234,6 +247,58 @@ impl Store {
         )
         .fetch_all(connection)
         .await
+    }
+}
+
+impl Job for SpendHeld {
+    const STATEMENT: &str = "spend_held";
+
+    /// The package's ref, if it was spent.
+    type Answer = Option<KeyPackageRef>;
+    type Claim = Infallible;
+
+    fn rows(&self) -> usize {
+        1
+    }
+
+    fn goes_with(&self, _: &Self) -> bool {
+        true
+    }
+
+    /// Nothing: of two that name the same reservation one finds it gone.
+    fn claims(&self) -> impl Iterator<Item = Infallible> {
+        iter::empty()
+    }
+
+    async fn run(
+        store: &Store,
+        connection: &mut PgConnection,
+        jobs: &[&Self],
+    ) -> Result<Vec<Option<KeyPackageRef>>, sqlx::Error> {
+        let columns = SettleColumns::of_all(jobs.iter().map(|job| &job.batch));
+        let group_ids: Vec<&[u8]> = jobs.iter().map(|job| job.group_id.as_bytes()).collect();
+        let rows = sqlx::query_file!(
+            "src/store/sql/spend_held.sql",
+            store.imposed_now(),
+            &columns.keys.bucket,
+            &columns.keys.pool_id,
+            &columns.keys.cipher_suite,
+            &columns.keys.seq,
+            &columns.keys.generation,
+            &columns.callers() as &[&[u8]],
+            &columns.user as &[&str],
+            &columns.client as &[&str],
+            &group_ids as &[&[u8]],
+        )
+        .fetch_all(connection)
+        .await?;
+        let mut answers: Vec<Option<KeyPackageRef>> = jobs.iter().map(|_| None).collect();
+        for row in rows {
+            let place = usize::try_from(row.ord - 1).ok().and_then(|at| answers.get_mut(at));
+            let Some(answer) = place else { return Err(sqlx::Error::RowNotFound) };
+            *answer = Some(KeyPackageRef(row.key_package_ref));
+        }
+        Ok(answers)
     }
 }
 

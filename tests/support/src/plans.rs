@@ -26,7 +26,7 @@ pub struct Statement {
 pub const HOT: &[Statement] = statements![
     "reserve_fresh",
     "reserve",
-    "reserve_fresh",
+    "spend_held",
     "spend",
     "release",
     "settle_grants",
