@@ -5,11 +5,13 @@ use std::fmt::Write as _;
 use crate::report::{Figures, Row};
 
 /// What is drawn: the row, and whose figures.
-const SERIES: [(&str, bool, &str, &str); 4] = [
+const SERIES: [(&str, bool, &str, &str); 6] = [
     ("reserve", false, "Reserve, keypool", "#1f5fa8"),
     ("reserve", true, "Reserve, bare SQL", "#8fb8e3"),
     ("pairs", false, "Reserve and Spend, keypool", "#b3441f"),
     ("pairs", true, "Reserve and Spend, bare SQL", "#eab396"),
+    ("upload", false, "Upload, KeyPackages, keypool", "#2c7a4b"),
+    ("upload", true, "openmls's validation of the same", "#9bd0ae"),
 ];
 /// Of one panel's axes, pixels.
 const WIDTH: f64 = 340.0;
@@ -29,13 +31,13 @@ pub(crate) fn svg(rows: &[Row]) -> String {
          font-family=\"sans-serif\" font-size=\"12\" fill=\"#333\">\n\
          <rect width=\"100%\" height=\"100%\" fill=\"#fff\"/>\n",
         2.0 * STEP,
-        TOP + HEIGHT + 110.0
+        TOP + HEIGHT + 132.0
     );
     panel(&mut svg, rows, &connections, LEFT, "operations a second", |figures| figures.ops_per_s);
     panel(&mut svg, rows, &connections, LEFT + STEP, "p99, ms", |figures| figures.p99_ms);
     for (n, (_, _, label, color)) in (0_u8..).zip(SERIES) {
         let (x, y) =
-            (LEFT + f64::from(n % 2) * 220.0, TOP + HEIGHT + 66.0 + f64::from(n / 2) * 22.0);
+            (LEFT + f64::from(n % 2) * 240.0, TOP + HEIGHT + 66.0 + f64::from(n / 2) * 22.0);
         element(
             &mut svg,
             format_args!(
@@ -61,9 +63,10 @@ fn panel(
     title: &str,
     figure: fn(&Figures) -> f64,
 ) {
-    let figures = |row: &Row, reference: bool| match reference {
-        false => Some(figure(&row.keypool)),
-        true => row.reference.as_ref().map(figure),
+    // A figure that was not measured is 0, such as a latency of openmls's validation.
+    let figures = |row: &Row, reference: bool| {
+        let figures = if reference { row.reference.as_ref() } else { Some(&row.keypool) };
+        figures.map(figure).filter(|figure| *figure > 0.0)
     };
     let all = drawn(rows).flat_map(|row| [figures(row, false), figures(row, true)]).flatten();
     let (top, step) = scale(all.fold(0.0, f64::max));
@@ -177,8 +180,22 @@ mod tests {
             .map(|(name, connections)| Row::new(name, connections, &[sample(1000)], &[sample(500)]))
             .to_vec();
         let svg = svg(&rows);
-        // Two panels, four series, two numbers of connections.
+        // Two panels, two rows of two series, two numbers of connections.
         assert_eq!(svg.matches("<circle ").count(), 16);
         assert!(svg.contains(">operations a second<") && svg.contains(">p99, ms<"));
+    }
+
+    #[test]
+    fn what_was_not_measured_is_not_drawn() {
+        let keypool = crate::sample::Sample {
+            operations: 10,
+            elapsed: std::time::Duration::from_secs(1),
+            latencies: vec![1000],
+            ..Default::default()
+        };
+        let reference = crate::sample::Sample { latencies: Vec::new(), ..keypool.clone() };
+        let svg = super::svg(&[Row::new("upload", 16, &[keypool], &[reference])]);
+        // The rates of both, the p99 of one.
+        assert_eq!(svg.matches("<circle ").count(), 3);
     }
 }
