@@ -8,7 +8,7 @@ use crate::{
     resolve,
     retry::Budget,
     tls,
-    transport::Transport,
+    transport::{TraceContext, Transport},
 };
 
 const DEFAULT_DEADLINE: Duration = Duration::from_secs(10);
@@ -27,6 +27,7 @@ pub struct Builder {
     retries: u32,
     keepalive: (Duration, Duration),
     resolve_every: Option<Duration>,
+    trace_context: Option<TraceContext>,
 }
 
 impl Builder {
@@ -39,6 +40,7 @@ impl Builder {
             retries: DEFAULT_RETRIES,
             keepalive: (Duration::from_secs(30), Duration::from_secs(10)),
             resolve_every: None,
+            trace_context: None,
         }
     }
 
@@ -76,6 +78,17 @@ impl Builder {
     /// client share a budget, too: while most of their calls fail, none is repeated.
     pub fn retries(mut self, retries: u32) -> Self {
         self.retries = retries;
+        self
+    }
+
+    /// Calls carry what `context` answers, asked anew for each try, as `traceparent` (W3C Trace
+    /// Context), so that the server's spans are part of the application's trace: as of its current
+    /// OpenTelemetry span, or of none.
+    pub fn trace_context(
+        mut self,
+        context: impl Fn() -> Option<String> + Send + Sync + 'static,
+    ) -> Self {
+        self.trace_context = Some(TraceContext(Arc::new(context)));
         self
     }
 
@@ -132,6 +145,7 @@ impl Builder {
             deadline: self.deadline,
             retries: self.retries,
             budget: Arc::new(Budget::full()),
+            trace_context: self.trace_context,
         })
     }
 

@@ -1,4 +1,4 @@
-use std::{future::Future, sync::Arc, time::Duration};
+use std::{fmt, future::Future, sync::Arc, time::Duration};
 
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tonic::{Request, Response, Status};
@@ -10,6 +10,16 @@ use crate::{
     token::Bearer,
 };
 
+/// Tells of which trace a call is part.
+#[derive(Clone)]
+pub(crate) struct TraceContext(pub(crate) Arc<dyn Fn() -> Option<String> + Send + Sync>);
+
+impl fmt::Debug for TraceContext {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("TraceContext")
+    }
+}
+
 /// How calls reach the service: token, deadline, retries, and the choice of a replica.
 #[derive(Debug, Clone)]
 pub(crate) struct Transport {
@@ -18,6 +28,7 @@ pub(crate) struct Transport {
     pub(crate) deadline: Duration,
     pub(crate) retries: u32,
     pub(crate) budget: Arc<Budget>,
+    pub(crate) trace_context: Option<TraceContext>,
 }
 
 impl Transport {
@@ -71,6 +82,11 @@ impl Transport {
                 };
                 let mut request = Request::new(message.clone());
                 request.metadata_mut().insert("authorization", bearer.clone());
+                let parent = self.trace_context.as_ref().and_then(|context| (context.0)());
+                // What is no header is no trace context either.
+                if let Some(parent) = parent.and_then(|parent| parent.parse().ok()) {
+                    request.metadata_mut().insert("traceparent", parent);
+                }
                 // A replica that is silent leaves time for another one; otherwise the deadline,
                 // which is kept below, comes first.
                 let now = Instant::now();
