@@ -47,11 +47,18 @@ pub(crate) enum Command {
     /// Starts Postgres in the folder, migrates, makes a signing key `dev-key.pem` there if there
     /// is none, serves without TLS, and prints what to try next. The folder is kept.
     Dev(DevArgs),
-    /// Say what is wrong with a configuration, and with the files it names
+    /// Say what is wrong with a configuration, its files, the issuer's keys and the database
     ///
-    /// Prints one line for each problem and ends with 1, or says that there is none and ends
-    /// with 0. Changes nothing.
-    Check(ConfigArgs),
+    /// Prints one line for each problem and ends with 1; or says what it saw and that there is no
+    /// problem, and ends with 0. Warnings are for people: they do not change how it ends. Changes
+    /// nothing.
+    Check(CheckArgs),
+    /// Look at pools
+    #[command(subcommand)]
+    Pool(PoolCommand),
+    /// Print the reference of all configuration keys, in Markdown
+    #[command(hide = true)]
+    ConfigReference,
     /// Make a database safe that was restored from a backup
     ///
     /// What the backup holds as available may have been issued since it was made. This withdraws
@@ -86,6 +93,65 @@ pub(crate) struct WaitArgs {
     /// How long to wait, as in 90s or 10m
     #[arg(long, value_name = "TIME", default_value = "10m", value_parser = humantime::parse_duration)]
     pub(crate) timeout: Duration,
+}
+
+/// How to say what is wrong.
+#[derive(Debug, Args)]
+pub(crate) struct CheckArgs {
+    #[command(flatten)]
+    pub(crate) config: ConfigArgs,
+    /// Print one JSON object: ok, problems, warnings and facts
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum PoolCommand {
+    /// Show how the pools of a user stand, and what happened to them last
+    Show(ShowArgs),
+    /// Show the lowest of the pools that were drawn from last, again and again
+    ///
+    /// Looks at the latest 5,000 draws, however many pools there are. `!` marks a pool at its low
+    /// watermark or below it.
+    Top(TopArgs),
+}
+
+/// Which pools to show.
+#[derive(Debug, Args)]
+pub(crate) struct ShowArgs {
+    #[command(flatten)]
+    pub(crate) config: ConfigArgs,
+    /// The user
+    #[arg(value_name = "USER", value_parser = |id: &str| UserId::parse(id))]
+    pub(crate) user: UserId,
+    /// One client of the user; all of them without
+    #[arg(value_name = "CLIENT", value_parser = |id: &str| ClientId::parse(id))]
+    pub(crate) client: Option<ClientId>,
+    /// How many of the last events
+    #[arg(long, value_name = "NUMBER", default_value = "10", value_parser = clap::value_parser!(u32).range(..=1000))]
+    pub(crate) events: u32,
+    /// Name the groups that events are about
+    #[arg(long)]
+    pub(crate) groups: bool,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// How to show the lowest pools.
+#[derive(Debug, Args)]
+pub(crate) struct TopArgs {
+    #[command(flatten)]
+    pub(crate) config: ConfigArgs,
+    /// How many pools
+    #[arg(long, value_name = "NUMBER", default_value = "20", value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub(crate) lines: u32,
+    /// How often to look
+    #[arg(long, value_name = "TIME", default_value = "5s", value_parser = humantime::parse_duration)]
+    pub(crate) interval: Duration,
+    /// Look once, for scripts
+    #[arg(long)]
+    pub(crate) once: bool,
 }
 
 /// What is known of the database that was lost.

@@ -1,5 +1,7 @@
 //! Commands for operators, on the database of a configuration.
 
+pub mod pools;
+
 use std::{
     io::{self, Write as _},
     sync::Arc,

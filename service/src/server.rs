@@ -30,6 +30,7 @@ use crate::{
     metrics::{self, metrics},
     pool::{KeyPool, SweepPolicy},
     store::{self, Store},
+    telemetry::traces,
 };
 
 /// How often the database is asked whether it answers.
@@ -218,7 +219,11 @@ pub async fn serve(
 fn span<B>(request: &Request<B>) -> tracing::Span {
     let request_id = request.headers().get(REQUEST_ID).and_then(|id| id.to_str().ok());
     let request_id = request_id.filter(|id| id.len() <= MAX_REQUEST_ID);
-    tracing::info_span!("call", method = request.uri().path(), request_id)
+    let path = request.uri().path();
+    match traces::is_on() {
+        true => traces::call(metrics().calls.method(path), request_id, request.headers()),
+        false => tracing::info_span!("call", method = path, request_id),
+    }
 }
 
 fn reflection() -> tonic_reflection::server::Builder<'static> {

@@ -8,12 +8,14 @@ mod database;
 mod limits;
 mod metrics;
 mod packages;
+mod reference;
 mod secret;
 mod sections;
 mod source;
 #[cfg(test)]
 mod tests;
 mod tls;
+mod traces;
 
 use std::{ffi::OsString, fmt, fs, net::SocketAddr, path::Path};
 
@@ -21,12 +23,14 @@ pub use database::DatabaseSection;
 pub use limits::LimitsSection;
 pub use metrics::MetricsSection;
 pub use packages::UploadSection;
+pub use reference::reference;
 pub use secret::Secret;
 pub use sections::{
     AuthSection, HealthSection, JwksSection, LogFormat, LogSection, ServerSection, SweeperSection,
 };
 use source::Source;
 pub use tls::TlsSection;
+pub use traces::TracesSection;
 
 use crate::domain::policy::PoolPolicy;
 
@@ -102,6 +106,8 @@ pub struct Config {
     pub health: HealthSection,
     /// `[metrics]`
     pub metrics: MetricsSection,
+    /// `[traces]`
+    pub traces: TracesSection,
     /// `[log]`
     pub log: LogSection,
 }
@@ -164,6 +170,7 @@ impl Config {
             tls,
             health: HealthSection::read(source),
             metrics: MetricsSection::read(source),
+            traces: TracesSection::read(source),
             log: LogSection::read(source),
             database: database?,
             auth: auth?,

@@ -64,6 +64,16 @@ impl Given {
         number.ok_or_else(|| "must be a whole number".into())
     }
 
+    /// A number that need not be whole.
+    pub(super) fn float(self) -> Result<f64, String> {
+        let number = match self {
+            Self::File(Value::Float(number)) => Some(number),
+            Self::Variable(text) => text.parse().ok(),
+            Self::File(_) => None,
+        };
+        number.ok_or_else(|| "must be a number, as in 0.1".into())
+    }
+
     /// A list; in a variable its items are separated by commas.
     pub(super) fn list(self) -> Result<Vec<Given>, String> {
         match self {
@@ -84,7 +94,7 @@ impl Given {
 }
 
 /// The variable that stands for a key.
-fn variable(key: &str) -> String {
+pub(super) fn variable(key: &str) -> String {
     format!("{PREFIX}{}", key.replace('.', "__").to_uppercase())
 }
 
@@ -93,6 +103,8 @@ pub(super) struct Source {
     given: BTreeMap<String, Given>,
     empty_tables: Vec<String>,
     known: BTreeSet<&'static str>,
+    /// What the keys hold that have bounds, and which.
+    bounds: BTreeMap<&'static str, String>,
     findings: Vec<Finding>,
 }
 
@@ -106,6 +118,7 @@ impl Source {
             given: BTreeMap::new(),
             empty_tables: Vec::new(),
             known: BTreeSet::new(),
+            bounds: BTreeMap::new(),
             findings: Vec::new(),
         };
         source.add_table("", file);
@@ -169,6 +182,7 @@ impl Source {
         default: u32,
         bounds: RangeInclusive<u32>,
     ) -> u32 {
+        self.bounds.insert(key, format!("Number, {} to {}", bounds.start(), bounds.end()));
         self.read(key, |given| {
             let number = u32::try_from(given.integer()?).ok().filter(|n| bounds.contains(n));
             number.ok_or_else(|| format!("must be {} to {}", bounds.start(), bounds.end()))
@@ -183,6 +197,8 @@ impl Source {
         default: Duration,
         bounds: RangeInclusive<Duration>,
     ) -> Duration {
+        let [start, end] = [bounds.start(), bounds.end()].map(|d| humantime::format_duration(*d));
+        self.bounds.insert(key, format!("Time, {start} to {end}"));
         self.read(key, |given| {
             let duration = given.text().ok().and_then(|text| humantime::parse_duration(&text).ok());
             let duration = duration.ok_or("must be a duration, as in \"60s\" or \"1h 30m\"")?;
@@ -218,6 +234,11 @@ impl Source {
     #[cfg(test)]
     pub(super) fn known(&self) -> &BTreeSet<&'static str> {
         &self.known
+    }
+
+    /// What a key holds that has bounds, and which, as in "Number, 1 to 64".
+    pub(super) fn bounds(&self, key: &str) -> Option<&str> {
+        self.bounds.get(key).map(String::as_str)
     }
 
     /// What was reported, and every key and table that nobody asked for.

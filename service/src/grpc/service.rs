@@ -16,8 +16,9 @@ use super::{
 };
 use crate::{
     domain::error::{Error, FieldViolation},
-    metrics::{Shed, metrics},
+    metrics::{Shed, code_name, metrics},
     pool::{KeyPool, WatchLimits},
+    telemetry::traces,
 };
 
 /// What bounds the calls.
@@ -158,6 +159,7 @@ pub fn explain_unread<B: Default>(
 pub(super) fn refuse(error: &Error) -> Status {
     let (code, reason) = status::code_and_reason(error);
     let reason = reason.wire_name();
+    traces::failed(code_name(code.into()), reason);
     match error {
         Error::Internal(cause) => {
             let cause: &(dyn StdError + 'static) = cause.as_ref();

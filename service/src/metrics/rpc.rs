@@ -92,7 +92,17 @@ impl Default for Calls {
     }
 }
 
+/// The name of a code of gRPC.
+pub fn code_name(code: i32) -> &'static str {
+    usize::try_from(code).ok().and_then(|code| CODES.get(code)).copied().unwrap_or(CODES[UNKNOWN])
+}
+
 impl Calls {
+    /// The name of the method at a path, as labels have it.
+    pub fn method(&self, path: &str) -> &str {
+        &self.methods.get(path).unwrap_or(&self.other).name
+    }
+
     /// A call of the method at this path begins.
     pub fn begin(&'static self, path: &str) -> Call {
         let method = self.methods.get(path).unwrap_or(&self.other);

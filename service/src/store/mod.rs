@@ -4,7 +4,9 @@
 //! database's clock decides for all replicas alike.
 
 mod batch;
+mod diagnose;
 mod events;
+mod lowest;
 mod reserve;
 mod reserve_jobs;
 mod restore;
@@ -47,7 +49,9 @@ use batch::Batcher;
 use reserve_jobs::{ClientsOf, ReserveFresh, ReserveRound};
 use settle::{ReleaseCall, SpendCall, SpendHeld};
 
+pub use diagnose::Diagnosis;
 pub use events::{EventPools, EventQuery};
+pub use lowest::LowPool;
 pub use reserve::{ReserveAsk, ReserveBatch, ReserveOutcome, Reserved};
 pub use restore::{Restoration, Withdrawn};
 pub use revoke::{Revocation, Revoked, Signer};

@@ -165,14 +165,22 @@ impl ServerOptions {
 #[derive(Debug)]
 pub struct ConfigFile {
     folder: TempDir,
+    url: String,
 }
 
 impl ConfigFile {
     /// For a server on the database at `url` that accepts this process's tokens.
     pub fn new(url: &str, options: &ServerOptions) -> Self {
         let folder = TempDir::new().expect("a folder");
-        let key = folder.path().join("auth.pub.pem");
-        fs::write(&key, issuer_public_key()).expect("a key file");
+        fs::write(folder.path().join("auth.pub.pem"), issuer_public_key()).expect("a key file");
+        let file = Self { folder, url: url.into() };
+        file.rewrite(options);
+        file
+    }
+
+    /// Says what these options say from now on.
+    pub fn rewrite(&self, options: &ServerOptions) {
+        let (key, url) = (self.key_file(), &self.url);
         let ServerOptions(mut keys) = ServerOptions::default()
             .text("listen", "127.0.0.1:0")
             .text("database.url", url)
@@ -184,8 +192,8 @@ impl ConfigFile {
         keys.extend(options.0.clone());
         keys.retain(|_, value| !value.is_empty());
         let lines: String = keys.iter().map(|(key, value)| format!("{key} = {value}\n")).collect();
-        fs::write(folder.path().join("keypool.toml"), lines).expect("a configuration file");
-        Self { folder }
+        let path = self.folder.path().join("keypool.toml");
+        fs::write(path, lines).expect("a configuration file");
     }
 
     /// The file with the public key of this process's tokens.
@@ -195,8 +203,13 @@ impl ConfigFile {
 
     /// `keypool COMMAND --config FILE`.
     pub fn command(&self, command: &str) -> Command {
+        self.command_of(&[command])
+    }
+
+    /// As [`ConfigFile::command`], for a command within a command.
+    pub fn command_of(&self, commands: &[&str]) -> Command {
         let path = self.folder.path().join("keypool.toml");
-        keypool(&[command, "--config", path.to_str().expect("a UTF-8 path")])
+        keypool(&[commands, &["--config", path.to_str().expect("a UTF-8 path")]].concat())
     }
 
     /// Runs a command to its end.
@@ -356,6 +369,11 @@ impl Server {
     pub async fn client(&self, user_id: &str, client_id: &str) -> Client {
         let builder = Client::builder(self.uri(), token(user_id, client_id)).retries(0);
         builder.connect().await.expect("a connection")
+    }
+
+    /// Changes the server's configuration file.
+    pub fn reconfigure(&self, options: &ServerOptions) {
+        self.config.rewrite(options);
     }
 
     /// Sends a signal, as `kill -s NAME` does.

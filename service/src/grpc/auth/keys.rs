@@ -164,6 +164,11 @@ impl KeySet {
         Self::new(keys)
     }
 
+    /// How many there are.
+    pub fn count(&self) -> usize {
+        self.0.len()
+    }
+
     /// Fetches what an issuer publishes.
     ///
     /// # Errors
