@@ -143,7 +143,7 @@ impl Outcome {
                 Some(refusal) if refusal.is_exhausted() => {
                     self.shed.operations += 1;
                     self.shed.latencies.push(took);
-                    *self.by_reason.entry(refusal.message().to_owned()).or_default() += 1;
+                    *self.by_reason.entry(refusal.message().replace("%20", " ")).or_default() += 1;
                 }
                 _ => self.served.fault(format!("{error:#}")),
             },
