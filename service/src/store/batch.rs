@@ -9,11 +9,12 @@ use std::{
     fmt,
     future::Future,
     hash::Hash,
+    io,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Instant,
 };
 
-use sqlx::PgConnection;
+use sqlx::{PgConnection, Postgres, pool::PoolConnection};
 use tokio::sync::oneshot;
 
 use super::{Store, lost_race};
@@ -204,7 +205,11 @@ impl<J: Job> Drop for Lane<'_, J> {
 
 /// Runs the statement and hands out the answers. When the statement fails for a reason that may
 /// lie in one of the calls, each goes alone, so that none suffers by another.
-async fn answer<J: Job>(store: &Store, connection: &mut PgConnection, batch: Vec<Waiting<J>>) {
+async fn answer<J: Job>(
+    store: &Store,
+    connection: &mut PoolConnection<Postgres>,
+    batch: Vec<Waiting<J>>,
+) {
     let (jobs, calls): (Vec<J>, Vec<_>) = batch.into_iter().map(|w| (w.job, w.answer)).unzip();
     let together: Vec<&J> = jobs.iter().collect();
     match run(store, connection, &together).await {
@@ -231,14 +236,22 @@ fn fail<J: Job>(error: sqlx::Error, calls: impl IntoIterator<Item = Call<J>>) {
     }
 }
 
+/// Postgres gives a statement up by itself. Where not even that is heard, the network swallowed it:
+/// then the lane goes on with another connection.
 async fn run<J: Job>(
     store: &Store,
-    connection: &mut PgConnection,
+    connection: &mut PoolConnection<Postgres>,
     jobs: &[&J],
 ) -> Result<Vec<J::Answer>, sqlx::Error> {
     let mut tries = 1;
     loop {
-        match J::run(store, connection, jobs).await {
+        let Ok(answers) =
+            tokio::time::timeout(store.patience, J::run(store, connection, jobs)).await
+        else {
+            connection.close_on_drop();
+            return Err(sqlx::Error::Io(io::ErrorKind::TimedOut.into()));
+        };
+        match answers {
             Err(error) if lost_race(&error) && tries < MAX_TRIES => tries += 1,
             other => return other,
         }

@@ -7,6 +7,7 @@ mod batch;
 mod diagnose;
 mod events;
 mod lowest;
+mod outage;
 mod reserve;
 mod reserve_jobs;
 mod restore;
@@ -20,14 +21,7 @@ mod sweep;
 mod upload;
 mod watch;
 
-use std::{
-    str::FromStr as _,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    time::Duration,
-};
+use std::{str::FromStr as _, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use sqlx::{
@@ -46,6 +40,7 @@ use crate::{
 };
 
 use batch::Batcher;
+use outage::Outage;
 use reserve_jobs::{ClientsOf, ReserveFresh, ReserveRound};
 use settle::{ReleaseCall, SpendCall, SpendHeld};
 
@@ -107,8 +102,9 @@ pub struct Store {
     /// One connection that asks whether the database answers, however busy the others are.
     side_pool: PgPool,
     clock: Arc<dyn Clock>,
-    /// Whether the database was there when last heard of.
-    reachable: Arc<AtomicBool>,
+    outage: Outage,
+    /// After this a statement that was sent is not waited for any more: its connection is dead.
+    patience: Duration,
     /// When it last answered [`Store::why_late`]; locked while it is asked.
     answered: Arc<Mutex<Option<Instant>>>,
     clients: Batcher<ClientsOf>,
@@ -154,9 +150,9 @@ impl Store {
                 // A replica that was cut off must not hold its locks for long.
                 ("idle_in_transaction_session_timeout", "10000".to_owned()),
             ]);
-        let reachable = Arc::new(AtomicBool::new(false));
+        let outage = Outage::default();
         let connections = |most| {
-            let connected = reachable.clone();
+            let (connected, taken, returned) = (outage.clone(), outage.clone(), outage.clone());
             PgPoolOptions::new()
                 .max_connections(most)
                 .acquire_timeout(options.acquire_timeout)
@@ -164,9 +160,14 @@ impl Store {
                 // before each statement would double the round trips.
                 .test_before_acquire(false)
                 .after_connect(move |_, _| {
-                    connected.store(true, Ordering::Relaxed);
+                    connected.note(true);
                     Box::pin(async { Ok(()) })
                 })
+                .before_acquire(move |_, meta| {
+                    let usable = !taken.outlived_by(meta.age, Instant::now());
+                    Box::pin(async move { Ok(usable) })
+                })
+                .after_release(move |connection, _| Box::pin(returned.may_return(connection)))
         };
         let most = options.max_connections;
         let pool = connections(most).connect_lazy_with(connect.clone());
@@ -180,7 +181,8 @@ impl Store {
             owner_pool,
             side_pool,
             clock,
-            reachable,
+            outage,
+            patience: options.statement_timeout + PING_TIMEOUT,
             answered: Arc::default(),
             clients: Batcher::default(),
             fresh: Batcher::default(),
@@ -204,13 +206,21 @@ impl Store {
     /// # Errors
     /// [`Error::StoreUnavailable`].
     pub async fn ping(&self) -> Result<(), Error> {
-        let answer = sqlx::query("SELECT 1").execute(&self.side_pool);
-        let answer = match tokio::time::timeout(PING_TIMEOUT, answer).await {
-            Ok(Ok(_)) => Ok(()),
-            Ok(Err(error)) => Err(Error::StoreUnavailable(error.into())),
-            Err(late) => Err(Error::StoreUnavailable(late.into())),
+        let answer = async {
+            let mut connection = self.side_pool.acquire().await?;
+            let ping = sqlx::query("SELECT 1").execute(&mut *connection);
+            match tokio::time::timeout(PING_TIMEOUT, ping).await {
+                Ok(answer) => answer.map(drop),
+                Err(late) => {
+                    // Nobody is to wait for it again.
+                    connection.close_on_drop();
+                    self.outage.broke(Instant::now());
+                    Err(sqlx::Error::Io(late.into()))
+                }
+            }
         };
-        self.reachable.store(answer.is_ok(), Ordering::Relaxed);
+        let answer = answer.await.map_err(|error| Error::StoreUnavailable(error.into()));
+        self.outage.note(answer.is_ok());
         answer
     }
 
@@ -219,7 +229,7 @@ impl Store {
     pub async fn why_late(&self) -> Error {
         let mut answered = self.answered.lock().await;
         let waited = self.pool.options().get_acquire_timeout();
-        if !self.reachable.load(Ordering::Relaxed) {
+        if !self.outage.is_reachable() {
             return self.error(sqlx::Error::PoolTimedOut);
         }
         if answered.is_some_and(|at| at.elapsed() < waited) {
@@ -323,20 +333,25 @@ impl Store {
     fn error(&self, error: impl Into<Arc<sqlx::Error>>) -> Error {
         use sqlx::Error as Sqlx;
         let error = error.into();
+        let code = error.as_database_error().and_then(DatabaseError::code).unwrap_or_default();
+        // Connection exceptions, shutdown and crash recovery; a primary that has become a standby.
+        let broke = matches!(&*error, Sqlx::Io(_))
+            || code.starts_with("08")
+            || code.starts_with("57P")
+            || code == "25006";
+        // Too many connections, a full disk, no memory; a disk that fails; a database that lets
+        // nobody in.
+        let cannot = code.starts_with("53") || code.starts_with("58") || code == "55000";
         let unavailable = match &*error {
-            Sqlx::PoolTimedOut => !self.reachable.load(Ordering::Relaxed),
-            Sqlx::Io(_) | Sqlx::Tls(_) | Sqlx::PoolClosed | Sqlx::WorkerCrashed => true,
-            Sqlx::Database(cause) => cause.code().is_some_and(|code| {
-                // connection exceptions, shutdown and crash recovery, too many connections, a
-                // database that lets nobody in, a standby that was promoted or not yet
-                code.starts_with("08")
-                    || code.starts_with("57P")
-                    || ["53300", "55000", "25006"].contains(&&*code)
-            }),
-            _ => false,
+            Sqlx::PoolTimedOut => !self.outage.is_reachable(),
+            Sqlx::Tls(_) | Sqlx::PoolClosed | Sqlx::WorkerCrashed => true,
+            _ => broke || cannot,
         };
+        if broke {
+            self.outage.broke(Instant::now());
+        }
         if unavailable {
-            self.reachable.store(false, Ordering::Relaxed);
+            self.outage.note(false);
             return Error::StoreUnavailable(error.into());
         }
         // statement_timeout and lock_timeout
