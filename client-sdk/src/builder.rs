@@ -74,8 +74,10 @@ impl Builder {
     }
 
     /// How often a call is repeated within its deadline, with pauses, when that may help: 5 times
-    /// unless set. Going on to another replica or a newer token is not counted. Clones of a
-    /// client share a budget, too: while most of their calls fail, none is repeated.
+    /// unless set. Going on to another replica or a newer token is not counted; nor is an outage of
+    /// the database that the service tells of, which is waited out up to the deadline unless this
+    /// is 0. Clones of a client share a budget, too: while most of their calls fail, none is
+    /// repeated.
     pub fn retries(mut self, retries: u32) -> Self {
         self.retries = retries;
         self

@@ -17,6 +17,8 @@ pub(crate) enum Remedy {
     Elsewhere,
     /// The same again after a pause.
     Later,
+    /// The same again when the server says, for as long as it takes.
+    WhenAsked,
     /// A newer token, at once.
     NewToken,
     /// Nothing that can be done here.
@@ -35,7 +37,7 @@ impl Remedy {
             Error::Unavailable(rejection)
                 if rejection.reason == Some(ErrorReason::StoreUnavailable) =>
             {
-                Self::Later
+                Self::WhenAsked
             }
             Error::Unavailable(_) | Error::Transport(_) => Self::Elsewhere,
             _ => Self::None,
@@ -48,6 +50,13 @@ impl Remedy {
 pub(crate) fn pause(retry: u32, asked: Option<Duration>) -> Duration {
     let bound = FIRST_PAUSE.saturating_mul(2_u32.saturating_pow(retry)).min(LONGEST_PAUSE);
     asked.unwrap_or_default().saturating_add(bound.mul_f64(rand::random()))
+}
+
+/// The pause before a retry that the server asked for and paces: up to half as long again, so that
+/// not all come at once.
+pub(crate) fn pause_as_asked(asked: Option<Duration>) -> Duration {
+    let asked = asked.unwrap_or(LONGEST_PAUSE).max(FIRST_PAUSE);
+    asked.saturating_add(asked.mul_f64(0.5 * rand::random::<f64>()))
 }
 
 /// Keeps the clients of an ailing server from multiplying its load (gRFC A6): a failure takes a
@@ -96,6 +105,16 @@ mod tests {
             }
         }
         assert_eq!(pause(0, Some(Duration::MAX)), Duration::MAX);
+    }
+
+    #[test]
+    fn a_pause_that_is_asked_for_is_kept_and_little_more() {
+        for _ in 0..100 {
+            let asked = Duration::from_secs(1);
+            let pause = pause_as_asked(Some(asked));
+            assert!(pause >= asked && pause <= asked.mul_f64(1.5));
+            assert!(pause_as_asked(Some(Duration::ZERO)) >= FIRST_PAUSE);
+        }
     }
 
     #[test]

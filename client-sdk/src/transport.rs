@@ -6,7 +6,7 @@ use tonic::{Request, Response, Status};
 use crate::{
     Error, TokenSource,
     endpoints::{Endpoints, Grpc},
-    retry::{Budget, Remedy, pause},
+    retry::{Budget, Remedy, pause, pause_as_asked},
     token::Bearer,
 };
 
@@ -122,6 +122,19 @@ impl Transport {
                         }
                     }
                     Remedy::Later => {}
+                    // An outage of the database that the server tells of. Who comes back when asked
+                    // is no burden, so neither budget nor count ends it before the deadline; not
+                    // to repeat at all is the caller's choice.
+                    Remedy::WhenAsked if self.retries > 0 => {
+                        let pause = pause_as_asked(error.retry_after());
+                        if pause >= end - Instant::now() {
+                            return Err(error);
+                        }
+                        sleep(pause).await;
+                        route = self.endpoints.route(Instant::now()).peekable();
+                        continue;
+                    }
+                    Remedy::WhenAsked => return Err(error),
                 }
                 let pause = pause(retries, error.retry_after());
                 // Asked last, as it counts the failure.
