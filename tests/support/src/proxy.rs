@@ -1,6 +1,6 @@
-//! A TCP proxy that loses, or keeps back, what goes through it.
+//! A TCP proxy that loses, keeps back or slows down what goes through it.
 
-use std::{net::SocketAddr, path::PathBuf};
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use tokio::{
     io::{self, AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
@@ -22,6 +22,8 @@ pub enum Target {
 enum Line {
     Open,
     AnswersHeld,
+    Silent,
+    Slow(Duration),
     Cut,
 }
 
@@ -30,6 +32,9 @@ enum Line {
 pub struct Proxy {
     address: SocketAddr,
     line: watch::Sender<Line>,
+    target: watch::Sender<Target>,
+    /// How often connections were stranded.
+    strandings: watch::Sender<u32>,
     task: JoinHandle<()>,
 }
 
@@ -39,8 +44,10 @@ impl Proxy {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = listener.local_addr().expect("its number");
         let (line, watched) = watch::channel(Line::Open);
-        let task = tokio::spawn(accept(listener, address, target, watched));
-        Self { address, line, task }
+        let (target, targets) = watch::channel(target);
+        let (strandings, stranded) = watch::channel(0);
+        let task = tokio::spawn(accept(listener, address, targets, watched, stranded));
+        Self { address, line, target, strandings, task }
     }
 
     /// The port.
@@ -51,6 +58,28 @@ impl Proxy {
     /// What clients send still arrives; the answers wait until [`Proxy::open`].
     pub fn hold_answers(&self) {
         self.line.send_replace(Line::AnswersHeld);
+    }
+
+    /// Nothing arrives any more, either way, and nobody is told: connections stay, and new ones
+    /// are accepted. What was sent meanwhile arrives after [`Proxy::open`].
+    pub fn silence(&self) {
+        self.line.send_replace(Line::Silent);
+    }
+
+    /// Everything arrives later by this much, each way.
+    pub fn slow_down(&self, delay: Duration) {
+        self.line.send_replace(Line::Slow(delay));
+    }
+
+    /// Nothing arrives any more on the connections that there are, as when a firewall forgot them;
+    /// new ones are as good as ever. A [`Proxy::cut`] ends them.
+    pub fn strand(&self) {
+        self.strandings.send_modify(|times| *times += 1);
+    }
+
+    /// New connections lead to another server.
+    pub fn lead_to(&self, target: Target) {
+        self.target.send_replace(target);
     }
 
     /// Ends all connections and refuses new ones, until [`Proxy::open`].
@@ -74,8 +103,9 @@ impl Drop for Proxy {
 async fn accept(
     listener: TcpListener,
     address: SocketAddr,
-    target: Target,
+    target: watch::Receiver<Target>,
     mut line: watch::Receiver<Line>,
+    strandings: watch::Receiver<u32>,
 ) {
     let mut listener = Some(listener);
     loop {
@@ -89,7 +119,8 @@ async fn accept(
         tokio::select! {
             accepted = open.accept() => {
                 let (client, _) = accepted.expect("a connection");
-                tokio::spawn(connect(client, target.clone(), line.clone()));
+                let target = target.borrow().clone();
+                tokio::spawn(connect(client, target, line.clone(), strandings.clone()));
             }
             cut = async { line.wait_for(|line| *line == Line::Cut).await.is_ok() } => {
                 if !cut {
@@ -102,18 +133,23 @@ async fn accept(
 }
 
 /// A connection that fails at either end just ends, as it does without a proxy.
-async fn connect(client: TcpStream, target: Target, line: watch::Receiver<Line>) {
+async fn connect(
+    client: TcpStream,
+    target: Target,
+    line: watch::Receiver<Line>,
+    strandings: watch::Receiver<u32>,
+) {
     let _ = client.set_nodelay(true);
     match target {
         Target::Tcp(address) => {
             if let Ok(server) = TcpStream::connect(address).await {
                 let _ = server.set_nodelay(true);
-                relay(client, server, line).await;
+                relay(client, server, line, strandings).await;
             }
         }
         Target::Unix(path) => {
             if let Ok(server) = UnixStream::connect(path).await {
-                relay(client, server, line).await;
+                relay(client, server, line, strandings).await;
             }
         }
     }
@@ -123,13 +159,27 @@ async fn relay(
     client: TcpStream,
     server: impl AsyncRead + AsyncWrite,
     mut line: watch::Receiver<Line>,
+    mut strandings: watch::Receiver<u32>,
 ) {
+    strandings.mark_unchanged();
     let (from_client, to_client) = client.into_split();
     let (from_server, to_server) = io::split(server);
-    let held = line.clone();
+    let (asked, answered) = (line.clone(), line.clone());
+    let answers_held = |line: &Line| matches!(line, Line::AnswersHeld | Line::Silent);
+    let relaying = async {
+        tokio::select! {
+            _ = copy(from_client, to_server, asked, |line| *line == Line::Silent) => {}
+            _ = copy(from_server, to_client, answered, answers_held) => {}
+        }
+    };
+    let relaying = async {
+        tokio::select! {
+            () = relaying => {}
+            Ok(()) = strandings.changed() => std::future::pending().await,
+        }
+    };
     tokio::select! {
-        _ = copy(from_client, to_server, None) => {}
-        _ = copy(from_server, to_client, Some(held)) => {}
+        () = relaying => {}
         _ = line.wait_for(|line| *line == Line::Cut) => {}
     }
 }
@@ -137,17 +187,18 @@ async fn relay(
 async fn copy(
     mut from: impl AsyncRead + Unpin,
     mut to: impl AsyncWrite + Unpin,
-    mut held: Option<watch::Receiver<Line>>,
+    mut line: watch::Receiver<Line>,
+    held: impl Fn(&Line) -> bool,
 ) -> io::Result<()> {
     let mut buffer = vec![0; 16 * 1024];
     loop {
         let len = from.read(&mut buffer).await?;
+        let state = *line.wait_for(|line| !held(line)).await.map_err(io::Error::other)?;
+        if let Line::Slow(delay) = state {
+            tokio::time::sleep(delay).await;
+        }
         if len == 0 {
             return to.shutdown().await;
-        }
-        if let Some(held) = &mut held {
-            let open = held.wait_for(|line| *line != Line::AnswersHeld).await;
-            open.map_err(io::Error::other)?;
         }
         to.write_all(&buffer[..len]).await?;
     }

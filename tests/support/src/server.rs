@@ -240,19 +240,34 @@ impl Server {
         tls: ClientTlsConfig,
     ) -> Self {
         let options = options.clone().set("server.plaintext", false);
-        Self::launch(&database.service_url(), &options, Some(tls)).await
+        Self::launch(&database.service_url(), &options, Some(tls), &[]).await
     }
 
     /// Starts a server on the database at `url`.
     pub async fn on(url: &str, options: &ServerOptions) -> Self {
-        Self::launch(url, options, None).await
+        Self::launch(url, options, None, &[]).await
     }
 
-    async fn launch(url: &str, options: &ServerOptions, tls: Option<ClientTlsConfig>) -> Self {
+    /// Starts a server on the database at `url` with more environment variables.
+    pub async fn on_with_environment(
+        url: &str,
+        options: &ServerOptions,
+        environment: &[(&str, &str)],
+    ) -> Self {
+        Self::launch(url, options, None, environment).await
+    }
+
+    async fn launch(
+        url: &str,
+        options: &ServerOptions,
+        tls: Option<ClientTlsConfig>,
+        environment: &[(&str, &str)],
+    ) -> Self {
         let config = ConfigFile::new(url, options);
         let log = File::create(config.folder.path().join("log")).expect("a log file");
         let child = config
             .command("serve")
+            .envs(environment.iter().copied())
             .stdout(Stdio::null())
             .stderr(log)
             .spawn()
