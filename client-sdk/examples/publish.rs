@@ -15,24 +15,9 @@ use openmls_rust_crypto::OpenMlsRustCrypto;
 
 const SUITE: Ciphersuite = Ciphersuite::MLS_128_DHKEMX25519_AES128GCM_SHA256_Ed25519;
 
-#[tokio::main]
-async fn main() -> Result<()> {
-    let [url, token, me]: [String; 3] = std::env::args()
-        .skip(1)
-        .collect::<Vec<_>>()
-        .try_into()
-        .ok()
-        .context("usage: publish URL TOKEN ME")?;
+async fn publish(client: Client, me: Identity<SignatureKeyPair>) -> Result<()> {
     let provider = Arc::new(Mutex::new(OpenMlsRustCrypto::default()));
-    let signer = SignatureKeyPair::new(SUITE.signature_algorithm())?;
-    let credential = CredentialWithKey {
-        credential: BasicCredential::new(me.into()).into(),
-        signature_key: signer.public().into(),
-    };
-
-    let client = Client::connect(url, token).await?;
-    let identity = Identity::new(signer, credential, [SUITE]);
-    let pool = OwnPool::new(client, provider, MemoryMetadataStore::new(), identity)?;
+    let pool = OwnPool::new(client, provider, MemoryMetadataStore::new(), me)?;
     let mut health = pool.health();
     let _running = pool.run()?; // until it is dropped
     while health.changed().await.is_ok() {
@@ -43,4 +28,20 @@ async fn main() -> Result<()> {
         }
     }
     Ok(())
+}
+
+#[tokio::main]
+async fn main() -> Result<()> {
+    let arguments: Vec<_> = std::env::args().skip(1).collect();
+    let [url, token, me] = arguments.try_into().ok().context("usage: publish URL TOKEN ME")?;
+    publish(Client::connect(url, token).await?, identity(me)?).await
+}
+
+fn identity(me: String) -> Result<Identity<SignatureKeyPair>> {
+    let signer = SignatureKeyPair::new(SUITE.signature_algorithm())?;
+    let credential = CredentialWithKey {
+        credential: BasicCredential::new(me.into()).into(),
+        signature_key: signer.public().into(),
+    };
+    Ok(Identity::new(signer, credential, [SUITE]))
 }
