@@ -261,3 +261,21 @@ async fn what_was_never_a_reservation_is_unknown() {
     // Nothing of the mixed calls took effect.
     assert!(!alice.spend(GROUP, [real]).await.unwrap()[0].already_spent);
 }
+
+/// Details are a header, and over one of more than 16 KiB most clients end the whole connection.
+#[tokio::test]
+async fn a_thousand_wrong_fields_fit_into_an_answer() {
+    let database = database().await;
+    let server = Server::start(&database, &options()).await;
+    let mut grpc = server.grpc().await;
+    let bob = token("bob", "phone");
+    let request =
+        v1::RevokeKeyPackagesRequest { refs: vec![vec![1; 33].into(); 1000], ..Default::default() };
+    let status = grpc.revoke_key_packages(authorized(&bob, request)).await.unwrap_err();
+    let refused = Rejection::from(status);
+    assert_eq!(refused.reason, Some(ErrorReason::InvalidArgument), "{refused:?}");
+    let told = refused.field_violations;
+    assert_eq!((told.len(), &*told[31].field), (33, "refs[31]"), "{told:?}");
+    assert_eq!(told[32].description, "968 more fields are wrong");
+    grpc.get_pool_status(authorized(&bob, v1::GetPoolStatusRequest {})).await.unwrap();
+}

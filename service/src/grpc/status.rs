@@ -15,6 +15,11 @@ const STORE_RETRY: Duration = Duration::from_secs(1);
 /// When to come back after [`Error::KeysUnavailable`].
 const KEYS_RETRY: Duration = Duration::from_secs(5);
 
+/// How many wrong fields are told one by one. Details are a header: a client whose HTTP/2 takes 16 KiB
+/// of headers, as is usual, ends the whole connection over a longer one, with the calls of everybody
+/// whose proxy shares it.
+const MAX_VIOLATIONS: usize = 32;
+
 /// The code and reason of an error.
 pub fn code_and_reason(error: &Error) -> (Code, ErrorReason) {
     match error {
@@ -51,8 +56,16 @@ pub fn to_status(error: &Error) -> Status {
     let mut details = ErrorDetails::new();
     details.set_error_info(reason.wire_name(), ERROR_DOMAIN, metadata(error));
     if let Error::InvalidArgument(violations) = error {
-        let wire = violations.iter().map(|v| WireViolation::new(&v.field, &v.description));
-        details.set_bad_request(wire.collect::<Vec<_>>());
+        let mut wire: Vec<WireViolation> = violations
+            .iter()
+            .take(MAX_VIOLATIONS)
+            .map(|v| WireViolation::new(&v.field, &v.description))
+            .collect();
+        let untold = violations.len() - wire.len();
+        if untold > 0 {
+            wire.push(WireViolation::new("", format!("{untold} more fields are wrong")));
+        }
+        details.set_bad_request(wire);
     }
     if let Some(delay) = retry_after(error) {
         details.set_retry_info(Some(delay));

@@ -29,6 +29,9 @@ const PEAK_CONSTANT: u64 = 4 * 1024 * 1024;
 /// here by the sender as well, and a number of one byte takes four, or twelve while its list grows.
 const PEAK_PER_BYTE: u64 = 24;
 
+/// A longer message is refused before all of it is sent, which a sender may see as a broken stream.
+const MAX_BYTES: usize = 4 * 1024 * 1024;
+
 /// Who calls: every one has a pool.
 const CALLERS: [&str; 3] = ["alice", "bob", "carol"];
 
@@ -214,31 +217,35 @@ impl Requests {
             .encode_to_vec(),
             "RevokeKeyPackages" => v1::RevokeKeyPackagesRequest {
                 client_id: id(u)?,
-                refs: many(u, |u| match self.refs.is_empty() || u.ratio(1, 4)? {
+                refs: many(u, |u| match self.refs.is_empty() || u.ratio(1, 16)? {
                     true => some_bytes(u),
                     false => Ok(u.choose(&self.refs)?.clone()),
                 })?,
                 // Seldom: it takes away what others reserve.
                 all: u.ratio(1, 32)?,
-                all_except_signature_key: some_bytes(u)?,
+                all_except_signature_key: seldom(u, some_bytes)?,
             }
             .encode_to_vec(),
             "ListPoolEvents" => v1::ListPoolEventsRequest {
                 user_id: id(u)?,
                 client_id: id(u)?,
-                key_package_ref: some_bytes(u)?,
-                start_time: timestamp(u)?,
-                end_time: timestamp(u)?,
-                page_size: *u.choose(&[0, 1, 10, 1000, 1001, -1, i32::MAX, i32::MIN])?,
-                page_token: some_of(&self.page_tokens, u)?,
+                key_package_ref: seldom(u, some_bytes)?,
+                start_time: seldom(u, timestamp)?,
+                end_time: seldom(u, timestamp)?,
+                page_size: *u.choose(&[0, 0, 0, 1, 10, 1000, 1001, -1, i32::MAX, i32::MIN])?,
+                page_token: match self.page_tokens.is_empty() || u.ratio(3, 4)? {
+                    true => String::new(),
+                    false => some_of(&self.page_tokens, u)?,
+                },
             }
             .encode_to_vec(),
             // No field.
             _ => Vec::new(),
         };
-        for _ in 0..*u.choose(&[0_u8, 0, 0, 1, 1, 3])? {
+        for _ in 0..*u.choose(&[0_u8, 0, 0, 0, 0, 0, 1, 3])? {
             mutate(&mut message, &[], u)?;
         }
+        message.truncate(MAX_BYTES);
         Ok(message)
     }
 }
@@ -286,7 +293,7 @@ fn upload(user: &str, u: &mut Unstructured<'_>) -> Result<v1::UploadKeyPackagesR
 
 fn reserve(u: &mut Unstructured<'_>) -> Result<v1::ReserveKeyPackagesRequest> {
     let code = |u: &mut Unstructured<'_>| u.choose(&[1, 2, 0x0a0a, 65_535, 65_536]).copied();
-    let required = match u.ratio(1, 4)? {
+    let required = match u.ratio(1, 16)? {
         true => Some(v1::RequiredCapabilities {
             extension_types: many(u, code)?,
             proposal_types: many(u, code)?,
@@ -294,22 +301,25 @@ fn reserve(u: &mut Unstructured<'_>) -> Result<v1::ReserveKeyPackagesRequest> {
         }),
         false => None,
     };
-    let ttl = match u.ratio(1, 4)? {
+    let ttl = match u.ratio(1, 8)? {
         true => Some(prost_types::Duration { seconds: number(u)?, nanos: u.arbitrary()? }),
         false => None,
     };
-    let request_id = match u.ratio(7, 8)? {
+    let request_id = match u.ratio(15, 16)? {
         true => uuid::Uuid::from_bytes(u.arbitrary()?).to_string(),
         false => text(u)?,
     };
     Ok(v1::ReserveKeyPackagesRequest {
         request_id,
         group_id: group(u)?,
-        cipher_suite: *u.choose(&[1, 1, 1, 1, 2, 0, 65_536, u32::MAX])?,
-        targets: many(u, |u| Ok(v1::Target { user_id: id(u)?, client_ids: clients(u)? }))?,
+        cipher_suite: match u.ratio(15, 16)? {
+            true => 1,
+            false => *u.choose(&[2, 0, 65_536, u32::MAX])?,
+        },
+        targets: many(u, |u| Ok(v1::Target { user_id: user(u)?, client_ids: clients(u)? }))?,
         required_capabilities: required,
         ttl,
-        last_resort: *u.choose(&[0, 0, 1, 2, 3, i32::MIN])?,
+        last_resort: *u.choose(&[0, 0, 0, 0, 0, 0, 1, 1, 2, 2, 3, i32::MIN])?,
         all_or_nothing: u.arbitrary()?,
     })
 }
@@ -323,7 +333,10 @@ fn many<T: Clone>(
     u: &mut Unstructured<'_>,
     mut one: impl FnMut(&mut Unstructured<'_>) -> Result<T>,
 ) -> Result<Vec<T>> {
-    let len = *u.choose(&[0, 1, 1, 1, 1, 1, 1, 2, 3, 100, 101, 1000, 1001, 10_000])?;
+    let len = match u.ratio(7, 8)? {
+        true => 1,
+        false => *u.choose(&[0, 2, 3, 100, 101, 1000, 1001, 10_000])?,
+    };
     let mut list = Vec::new();
     for _ in 0..len.min(4) {
         list.push(one(u)?);
@@ -334,9 +347,21 @@ fn many<T: Clone>(
     Ok(list)
 }
 
+fn user(u: &mut Unstructured<'_>) -> Result<String> {
+    if u.ratio(7, 8)? { u.choose(&CALLERS).map(|id| (*id).into()) } else { id(u) }
+}
+
+/// Nearly always what a field is that is not set.
+fn seldom<T: Default>(
+    u: &mut Unstructured<'_>,
+    one: impl FnOnce(&mut Unstructured<'_>) -> Result<T>,
+) -> Result<T> {
+    if u.ratio(1, 8)? { one(u) } else { Ok(T::default()) }
+}
+
 fn id(u: &mut Unstructured<'_>) -> Result<String> {
-    let ids = ["alice", "bob", "carol", "phone", "tablet", "nobody", ""];
-    if u.ratio(7, 8)? { u.choose(&ids).map(|id| (*id).into()) } else { text(u) }
+    let ids = ["", "", "", "alice", "bob", "carol", "phone", "tablet", "nobody"];
+    if u.ratio(15, 16)? { u.choose(&ids).map(|id| (*id).into()) } else { text(u) }
 }
 
 fn text(u: &mut Unstructured<'_>) -> Result<String> {
@@ -349,11 +374,11 @@ fn text(u: &mut Unstructured<'_>) -> Result<String> {
 }
 
 fn some_of(known: &[String], u: &mut Unstructured<'_>) -> Result<String> {
-    if known.is_empty() || u.ratio(1, 8)? {
+    if known.is_empty() || u.ratio(1, 16)? {
         return text(u);
     }
     let mut chosen = u.choose(known)?.clone().into_bytes();
-    if u.ratio(1, 8)? {
+    if u.ratio(1, 16)? {
         mutate(&mut chosen, &[], u)?;
     }
     Ok(String::from_utf8_lossy(&chosen).into_owned())
@@ -367,7 +392,7 @@ fn some_bytes(u: &mut Unstructured<'_>) -> Result<Bytes> {
 }
 
 fn group(u: &mut Unstructured<'_>) -> Result<Bytes> {
-    if u.ratio(7, 8)? { Ok(GROUP.into()) } else { some_bytes(u) }
+    if u.ratio(15, 16)? { Ok(GROUP.into()) } else { some_bytes(u) }
 }
 
 fn number(u: &mut Unstructured<'_>) -> Result<i64> {
