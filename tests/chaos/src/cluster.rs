@@ -118,7 +118,7 @@ impl Cluster {
     /// # Errors
     /// When the command fails.
     pub async fn after_restore(&self) -> anyhow::Result<()> {
-        let config = ConfigFile::new(&self.database.url()?, &self.layout.options);
+        let config = ConfigFile::new(&self.database.owner_url()?, &self.layout.options);
         let mut command = config.command("after-restore");
         command.args(["--withdraw-every-key-package", "--lifetime-margin", "1h"]);
         let output = command.output().await?;

@@ -19,8 +19,9 @@ use sqlx::{
     postgres::PgConnectOptions,
 };
 
-/// The database of the service.
+/// The database of the service, and its role: one that may do what serving takes and no more.
 const NAME: &str = "keypool";
+const ROLE: &str = "keypool_serve";
 const POLL: Duration = Duration::from_millis(20);
 
 /// A server on a folder of its own.
@@ -47,6 +48,8 @@ impl Database {
         connection.close().await?;
         let mut connection = database.connect().await?;
         MIGRATOR.run(&mut connection).await?;
+        let role = format!("CREATE ROLE {ROLE} LOGIN IN ROLE keypool_service");
+        connection.execute(AssertSqlSafe(role)).await?;
         connection.close().await?;
         Ok(database)
     }
@@ -84,13 +87,24 @@ impl Database {
     }
 
     /// The URL for a service on this machine.
+    ///
+    /// # Errors
+    /// When there was no server yet.
     pub fn url(&self) -> anyhow::Result<String> {
+        Ok(self.options()?.username(ROLE).to_url_lossy().to_string())
+    }
+
+    /// The URL of the role that migrates.
+    ///
+    /// # Errors
+    /// When there was no server yet.
+    pub fn owner_url(&self) -> anyhow::Result<String> {
         Ok(self.options()?.to_url_lossy().to_string())
     }
 
     /// The URL for a service that goes through a proxy at `address`.
     pub fn url_through(address: std::net::SocketAddr) -> String {
-        format!("postgres://postgres:unused@{address}/{NAME}?sslmode=disable")
+        format!("postgres://{ROLE}:unused@{address}/{NAME}?sslmode=disable")
     }
 
     /// The socket, for a proxy.
