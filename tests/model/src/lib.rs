@@ -1,0 +1,25 @@
+//! The pool of keypool as a model: what every call means, without SQL and without a clock.
+//!
+//! [`Pool`] is the state machine that the contract describes, small enough that a reader can hold
+//! it against the text and a checker can list its states. Two things are done with it:
+//!
+//! - `tests/exhaustive.rs` lists every state that two adders, an owner, a lossy network and the
+//!   passing of time can bring a small pool into, and holds the promises against each of them;
+//! - `tests/pool/model.rs` of the workspace does the same things to a model and to keypool on a
+//!   real Postgres, at random, one by one and at once, and compares answers and rows.
+//!
+//! [`Bug`] holds the mistakes that both must find.
+
+mod pool;
+mod rules;
+mod settle;
+mod sweep;
+mod upload;
+
+pub use pool::{
+    Adder, Ask, Grant, GrantState, Group, Holder, Id, LastResort, Package, Pool, Request,
+    Reservation, Reserved, State, Suite, Time, Unavailable,
+};
+pub use rules::{Bug, FairShare, Lapse, Rules};
+pub use settle::{Refusal, Settled};
+pub use upload::{Item, Refused, Revoked, Uploaded};
