@@ -19,7 +19,7 @@ use crate::{
 pub const MAX_CLIENTS: usize = 1000;
 
 /// What an adder asks for.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct ReserveRequest {
     /// By which a repeated call is recognised.
     pub request_id: RequestId,
@@ -40,7 +40,7 @@ pub struct ReserveRequest {
 }
 
 /// A user whose clients are to be added.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Target {
     /// The user.
     pub user: UserId,

@@ -61,7 +61,11 @@ impl World {
 
     /// Two replicas with this policy, but without fair share.
     pub async fn with(policy: PoolPolicy) -> Self {
-        let policy = PoolPolicy { fair_share: false, ..policy };
+        Self::exactly(PoolPolicy { fair_share: false, ..policy }).await
+    }
+
+    /// Two replicas with this policy.
+    pub async fn exactly(policy: PoolPolicy) -> Self {
         let database = TestDatabase::migrated(&MIGRATOR).await;
         let now = i64::try_from(NOW).expect("a time");
         let now = OffsetDateTime::from_unix_timestamp(now).expect("a time");
