@@ -385,7 +385,8 @@ async fn every_kind_of_violation_is_found_and_a_clean_run_has_none() {
         let mut broken = clean.clone();
         broken.break_promise(kind);
         let found = broken.kinds();
-        if found != BTreeSet::from([kind]) {
+        // What else a broken history contradicts depends on what else happened in it.
+        if !found.contains(&kind) {
             wrong.push((kind, found));
         }
     }
