@@ -15,6 +15,7 @@ mod pool;
 mod restore;
 mod sdk_invite;
 mod sdk_own_pool;
+mod sdk_rolling;
 mod traces;
 mod transport;
 mod validation;
