@@ -105,18 +105,17 @@ async fn the_lowest_pools_come_first() {
 #[tokio::test]
 async fn the_check_says_what_it_saw_and_what_is_odd() {
     let database = TestDatabase::migrated(&MIGRATOR).await;
-    let (code, said) = run(database.url(), &["check"]).await;
+    let (code, said) = run(&database.service_url(), &["check"]).await;
     assert_eq!(code, Some(0), "{said}");
     assert!(said.contains("database: is PostgreSQL 1"), "{said}");
-    // Of the tests' superuser.
-    assert!(said.contains("warning: database: the role may change the event log"), "{said}");
+    assert!(!said.contains("warning"), "{said}");
     assert!(said.contains("auth.keys: hold 1 key(s)"), "{said}");
 
     sqlx::query("INSERT INTO restoration VALUES (now(), now())")
         .execute(&database.pool)
         .await
         .unwrap();
-    let (code, said) = run(database.url(), &["check", "--json"]).await;
+    let (code, said) = run(&database.service_url(), &["check", "--json"]).await;
     assert_eq!(code, Some(1), "{said}");
     let report: Value = serde_json::from_str(&said).unwrap();
     assert_eq!(report["ok"], false);
@@ -150,7 +149,7 @@ async fn the_check_tells_when_a_certificate_ends() {
     let database = TestDatabase::migrated(&MIGRATOR).await;
     let files = TlsFolder::of(&Ca::new());
     let options = files.configure(options()).set("server.plaintext", false);
-    let config = ConfigFile::new(database.url(), &options);
+    let config = ConfigFile::new(&database.service_url(), &options);
     let said = config.run("check").await.stdout;
     let said = String::from_utf8(said).unwrap();
     assert!(said.contains("tls.certificate: is valid until 4096-01-01"), "{said}");

@@ -87,3 +87,8 @@ ALTER TABLE tombstone ADD CONSTRAINT possible CHECK (is_possible_tombstone(
     seq, key_package_ref, state, generation, holder, group_id)) NOT VALID;
 ALTER TABLE event ADD CONSTRAINT possible CHECK (is_possible_event(
     seq, generation, kind, actor_user, actor_client, holder, group_id)) NOT VALID;
+
+-- Whoever writes to a table calls its function.
+REVOKE ALL ON FUNCTION is_possible_package, is_possible_tombstone, is_possible_event FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION is_possible_package, is_possible_tombstone, is_possible_event
+    TO keypool_service;

@@ -274,7 +274,7 @@ async fn a_message_of_nothing_but_items_is_refused() {
         let mut call = connection.call("UploadKeyPackages", Some(&bob), &[]).await.unwrap();
         call.send(&bomb);
         let refused = rejected(&mut call).await;
-        assert_eq!(refused.reason, Some(ErrorReason::BatchTooLarge), "{refused:?}");
+        assert_eq!(refused.reason, Some(ErrorReason::InvalidArgument), "{refused:?}");
     }
     assert!(memory(&server) < before + 256 * MIB);
 }

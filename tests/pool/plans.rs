@@ -130,10 +130,12 @@ async fn every_statement_reads_the_tables_in_the_same_way_however_many_clients_t
 }
 
 /// Statements that the lists leave out: they touch no table of the pools', read the log a page at a
-/// time, look at a bounded sample of pages, or run while nobody else is at work.
-const OTHERS: [&str; 7] = [
+/// time, look at a bounded sample of pages or of draws, or run while nobody else is at work.
+const OTHERS: [&str; 9] = [
+    "diagnose",
     "events_in_span",
     "events_of_pools",
+    "lowest",
     "notify",
     "role_faults",
     "sample",

@@ -1,6 +1,6 @@
 -- What can be wrong with the database, and with what the role may do there.
 WITH needed (name, privileges) AS (
-    VALUES ('pool', 'SELECT, INSERT, UPDATE, DELETE'), ('pool_suite', 'SELECT, INSERT, UPDATE, DELETE'),
+    VALUES ('pool', 'SELECT, INSERT, UPDATE'), ('pool_suite', 'SELECT, INSERT, UPDATE'),
            ('package', 'SELECT, INSERT, UPDATE, DELETE'), ('tombstone', 'SELECT, INSERT, UPDATE, DELETE'),
            ('published', 'SELECT, INSERT, UPDATE, DELETE'),
            ('last_resort', 'SELECT, INSERT, UPDATE, DELETE'),
