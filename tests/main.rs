@@ -18,5 +18,6 @@ mod sdk_own_pool;
 mod sdk_rolling;
 mod traces;
 mod transport;
+mod upgrade;
 mod validation;
 mod watch;

@@ -1,0 +1,3 @@
+//! Releases follow each other without a lost call: the schema grows beside replicas that serve.
+
+mod lint;
