@@ -141,7 +141,9 @@ impl<'a> Index<'a> {
                         self.acks.entry(reference).or_default().push(ack);
                         self.held.insert(slot, reference);
                     }
-                    self.expiries.insert(slot, expires_at);
+                    if self.rules.lasts(op) {
+                        self.expiries.insert(slot, expires_at);
+                    }
                 }
             }
             (Call::Spend { slots, .. }, answer) => {

@@ -146,11 +146,14 @@ struct Held {
     settled: Option<Micros>,
 }
 
-/// No statement gave a caller a package while it knew of as many live ones as it may hold.
+/// No statement gave a caller a package while it knew of as many live one-time ones as it may hold.
 fn fair_share(index: &Index<'_>, report: &mut Report) {
     let mut made = HashMap::new();
     for ack in index.acks.values().flatten().chain(&index.grant_acks) {
-        made.insert(ack.slot, ack.made);
+        // A place that was lost may be another reservation's by now.
+        if index.rules.lasts(ack.op) {
+            made.insert(ack.slot, ack.made);
+        }
     }
     let mut holders: HashMap<([u8; 16], i64), Vec<Held>> = HashMap::new();
     let grants = index.grants.iter().map(|(&key, events)| (key, events.as_slice()));
@@ -172,6 +175,9 @@ fn fair_share(index: &Index<'_>, report: &mut Report) {
                     && matches!(e.kind, EventKind::Released | EventKind::Spent)
             });
             let settled = settled.map(|event| event.at);
+            // A restored database is made to forget who drew.
+            let forgotten = index.rules.erased.map(|(_, restored)| restored);
+            let settled = settled.or(forgotten.filter(|&restored| event.at < restored));
             let held = Held { slot, at: event.at, settled };
             holders.entry((holder, key.pool)).or_default().push(held);
         }
@@ -195,7 +201,10 @@ fn fair_share(index: &Index<'_>, report: &mut Report) {
                     report.add(Kind::FairShareBroken, what);
                 }
             }
-            open.push(next);
+            // The grant of a last resort package that was replaced since counts no more.
+            if !next.slot.is_last_resort() {
+                open.push(next);
+            }
         }
     }
 }
