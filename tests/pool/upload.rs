@@ -233,3 +233,21 @@ async fn the_status_has_each_suite_and_the_packages_do_not_mix() {
         .map(|s| (s.counts.cipher_suite.0, s.counts.available, s.counts.reserved));
     assert_eq!(counts.collect::<Vec<_>>(), [(1, 1, 0), (2, 1, 1)]);
 }
+
+/// Packages of one call follow each other, also where one of them is there already.
+#[tokio::test]
+async fn a_last_resort_that_the_same_call_replaced_is_not_present() {
+    let (world, bob) = (World::new().await, client("bob", "1"));
+    let (old, new, newest) = (last_resort(&bob), last_resort(&bob), last_resort(&bob));
+    stored(world.upload(&bob, vec![old.build()]).await.remove(0));
+    let verdicts = async |packages: [&Forge; 2]| {
+        let packages = packages.map(Forge::build).to_vec();
+        world.upload(&bob, packages).await.iter().map(verdict).collect::<Vec<_>>()
+    };
+    for _ in 0..2 {
+        let again = verdicts([&new, &old]).await;
+        assert_eq!(again[1], Err(AlreadyUsed));
+        assert!(again[0].is_ok());
+    }
+    assert_eq!(verdicts([&new, &newest]).await, [Ok(true), Ok(false)]);
+}

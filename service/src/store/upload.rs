@@ -326,17 +326,28 @@ fn decide(
         *count += i64::from(room);
         room
     };
+    // Suites of which an earlier package of this call is the last resort now.
+    let mut replaced = HashSet::new();
     packages
         .iter()
-        .map(|package| match by_ref.get(&package.key_package_ref.0[..]) {
-            Some(known) if !known.own => StoreOutcome::Refused(RejectReason::OwnedByAnotherClient),
-            Some(known) if known.live => StoreOutcome::AlreadyPresent,
-            Some(_) => StoreOutcome::Refused(RejectReason::AlreadyUsed),
-            None if init_keys.contains(&package.init_key_digest[..]) => {
-                StoreOutcome::Refused(RejectReason::InvalidInitKey)
+        .map(|package| {
+            let is_replaced = package.last_resort && replaced.contains(&package.cipher_suite);
+            match by_ref.get(&package.key_package_ref.0[..]) {
+                Some(known) if !known.own => {
+                    StoreOutcome::Refused(RejectReason::OwnedByAnotherClient)
+                }
+                Some(known) if known.live && !is_replaced => StoreOutcome::AlreadyPresent,
+                Some(_) => StoreOutcome::Refused(RejectReason::AlreadyUsed),
+                None if init_keys.contains(&package.init_key_digest[..]) => {
+                    StoreOutcome::Refused(RejectReason::InvalidInitKey)
+                }
+                None if package.last_resort => {
+                    replaced.insert(package.cipher_suite);
+                    StoreOutcome::Stored
+                }
+                None if room(package.cipher_suite) => StoreOutcome::Stored,
+                None => StoreOutcome::Refused(RejectReason::PoolFull),
             }
-            None if package.last_resort || room(package.cipher_suite) => StoreOutcome::Stored,
-            None => StoreOutcome::Refused(RejectReason::PoolFull),
         })
         .collect()
 }
