@@ -1,7 +1,7 @@
 //! Uploads of one client take turns; an upload and the sweeper end a package once.
 
 use keypool_service::{
-    domain::ids::ClientKey,
+    domain::{ids::ClientKey, key_package::RejectReason, policy::PoolPolicy},
     pool::{UploadMode, UploadResult},
 };
 use keypool_testing::{
@@ -132,4 +132,22 @@ async fn a_replacing_upload_locks_packages_before_it_counts() {
     stored(join(upload).await.remove(0));
     assert_eq!(world.counts(&bob).await.available, 1);
     assert_eq!(world.number("SELECT revoked FROM pool_suite").await, 2);
+}
+
+/// Whoever settles what has expired has it locked: it is not ended then, and takes no room.
+#[tokio::test]
+async fn what_expired_takes_no_room_while_somebody_looks_at_it() {
+    let world = World::with(PoolPolicy { hard_cap: 2, ..PoolPolicy::default() }).await;
+    let bob = client("bob", "1");
+    world.stock(&bob, 2).await;
+    world.pass(31 * 86_400);
+    let by_hand = world.by_hand(&["SELECT FROM package FOR UPDATE"]).await;
+    let fresh = || package(&bob).valid_around(world.now()).build();
+    let results = world.upload(&bob, vec![fresh(), fresh(), fresh()]).await;
+    assert_eq!(
+        results.iter().map(verdict).collect::<Vec<_>>(),
+        [Ok(false), Ok(false), Err(RejectReason::PoolFull)]
+    );
+    by_hand.commit().await.unwrap();
+    assert_eq!(world.sweep().await.expired, 2);
 }

@@ -215,6 +215,8 @@ impl Upload<'_, '_> {
         let rows = sqlx::query!(
             r#"SELECT cipher_suite, count(*) AS "live!" FROM package k
                WHERE bucket = $1 AND pool_id = $2 AND revoked_at IS NULL
+                 -- What somebody had locked when the others were ended.
+                 AND not_after > coalesce($5::timestamptz, now())
                  AND ($3::bytea[] IS NULL
                       OR EXISTS (SELECT FROM unnest($3, $4::bytea[]) AS kept (s, c)
                                  WHERE kept.s = k.signature_key_digest
@@ -224,6 +226,7 @@ impl Upload<'_, '_> {
             self.pool_id,
             keys.as_deref() as Option<&[&[u8]]>,
             credentials.as_deref() as Option<&[Option<&[u8]>]>,
+            self.now,
         )
         .fetch_all(&mut **self.transaction)
         .await?;
