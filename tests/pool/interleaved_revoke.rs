@@ -100,3 +100,18 @@ async fn packages_are_locked_before_they_are_counted_and_in_one_order() {
     other.commit().await.unwrap();
     assert_eq!(join(revoke).await.available, 8);
 }
+
+/// An Upload holds the pool's row from before it looks until it is done.
+#[tokio::test]
+async fn a_revoke_waits_for_an_upload_of_the_same_pool() {
+    let (world, bob) = (World::new().await, client("bob", "1"));
+    world.stock(&bob, 1).await;
+    world.stock(&client("bob", "2"), 1).await;
+    let upload = world.by_hand(&["SELECT FROM pool WHERE client_id = '1' FOR NO KEY UPDATE"]).await;
+    let revoke = revoking(&world.b, &bob);
+    world.until_waiting(1).await;
+    assert_eq!(world.number("SELECT count(*) FROM package").await, 2);
+    assert_eq!(join(revoking(&world.b, &client("bob", "2"))).await.available, 1);
+    upload.commit().await.unwrap();
+    assert_eq!(join(revoke).await.available, 1);
+}

@@ -1,6 +1,6 @@
 //! Revoke: packages that are not to be issued any more.
 
-use sqlx::PgConnection;
+use sqlx::{Acquire as _, PgConnection};
 
 use super::{MAX_ROUNDS, Store, lost_race, row};
 use crate::{
@@ -52,26 +52,43 @@ impl Store {
         owner: &ClientKey,
         revocation: &Revocation,
     ) -> Result<Revoked, Error> {
-        let connection = self.owner_connection().await;
-        let mut connection = connection.map_err(|error| self.error(error))?;
+        for _ in 0..MAX_ROUNDS {
+            match self.revoke_once(actor, owner, revocation).await {
+                Err(error) if lost_race(&error) => {}
+                Err(error) => return Err(self.error(error)),
+                Ok(counts) => {
+                    return counts.map_or_else(|| Ok(Revoked::default()), Revoked::try_from);
+                }
+            }
+        }
+        Err(Error::Overloaded)
+    }
+
+    async fn revoke_once(
+        &self,
+        actor: &ClientKey,
+        owner: &ClientKey,
+        revocation: &Revocation,
+    ) -> Result<Option<RevokedRow>, sqlx::Error> {
+        let mut connection = self.owner_connection().await?;
+        let mut transaction = connection.begin().await?;
         let bucket = Bucket::of(&owner.user).get();
+        // Locked so that a Revoke and an Upload of the client take turns: an Upload that is under way
+        // would else call present what was revoked before it stores.
         let pool_id = sqlx::query_scalar!(
-            "SELECT pool_id FROM pool WHERE bucket = $1 AND user_id = $2 AND client_id = $3",
+            "SELECT pool_id FROM pool WHERE bucket = $1 AND user_id = $2 AND client_id = $3
+             FOR NO KEY UPDATE",
             bucket,
             owner.user.as_str(),
             owner.client.as_str(),
         )
-        .fetch_optional(&mut *connection)
-        .await
-        .map_err(|error| self.error(error))?;
-        let Some(pool_id) = pool_id else { return Ok(Revoked::default()) };
-        for _ in 0..MAX_ROUNDS {
-            match self.revoke_in(&mut connection, actor, bucket, pool_id, revocation).await {
-                Err(error) if lost_race(&error) => {}
-                counts => return counts.map_err(|error| self.error(error))?.try_into(),
-            }
-        }
-        Err(Error::Overloaded)
+        .fetch_optional(&mut *transaction)
+        .await?;
+        let Some(pool_id) = pool_id else { return Ok(None) };
+        let counts = self.revoke_in(&mut transaction, actor, bucket, pool_id, revocation).await?;
+        transaction.commit().await?;
+        counts.count();
+        Ok(Some(counts))
     }
 
     pub(super) async fn revoke_in(
@@ -103,7 +120,6 @@ impl Store {
         )
         .fetch_one(connection)
         .await
-        .inspect(RevokedRow::count)
     }
 }
 
@@ -114,7 +130,8 @@ pub(super) struct RevokedRow {
 }
 
 impl RevokedRow {
-    fn count(&self) {
+    /// For the metrics, once it is committed.
+    pub(super) fn count(&self) {
         let revoked = self.available + self.reserved + self.last_resort;
         metrics().revoked.increment(revoked.unsigned_abs());
     }

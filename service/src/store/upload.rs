@@ -5,7 +5,7 @@ use std::collections::{HashMap, HashSet};
 use sqlx::{Acquire as _, Postgres, Transaction};
 use time::OffsetDateTime;
 
-use super::{MAX_ROUNDS, Revocation, Signer, Store, lost_race};
+use super::{MAX_ROUNDS, Revocation, Signer, Store, lost_race, revoke::RevokedRow};
 use crate::domain::{
     error::Error,
     ids::{Bucket, CipherSuite, ClientKey},
@@ -92,6 +92,7 @@ impl Store {
         let live = upload.live_counts(keep.as_deref()).await?;
         let outcomes = decide(packages, &known, live, limits);
         upload.store(packages, &outcomes).await?;
+        let mut revoked = None;
         if limits.replace_others {
             let accepted = packages.iter().zip(&outcomes).filter(|(_, outcome)| {
                 matches!(outcome, StoreOutcome::Stored | StoreOutcome::AlreadyPresent)
@@ -101,15 +102,18 @@ impl Store {
             if !keep.is_empty() {
                 let (bucket, pool_id) = (upload.bucket, upload.pool_id);
                 let revocation = Revocation::AllExcept(keep);
-                self.revoke_in(upload.transaction, owner, bucket, pool_id, &revocation).await?;
+                let transaction = &mut *upload.transaction;
+                revoked =
+                    Some(self.revoke_in(transaction, owner, bucket, pool_id, &revocation).await?);
             }
         }
         transaction.commit().await?;
+        revoked.iter().for_each(RevokedRow::count);
         Ok(outcomes)
     }
 
-    /// Finds the pool's number, or opens it; either way holds its row, so that uploads of one
-    /// client take turns.
+    /// Finds the pool's number, or opens it; either way holds its row, so that uploads and
+    /// revocations of one client take turns.
     async fn open_pool(
         &self,
         transaction: &mut Transaction<'_, Postgres>,
