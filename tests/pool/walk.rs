@@ -137,13 +137,11 @@ fn one_by_one_with_a_fair_share() {
 }
 
 #[test]
-#[ignore = "now and then a Release beside an Upload leaves rows that no order of the model explains"]
 fn at_once_where_lapsed_reservations_return() {
     walks(&small(), 4);
 }
 
 #[test]
-#[ignore = "now and then a Release beside an Upload leaves rows that no order of the model explains"]
 fn at_once_where_lapsed_reservations_burn() {
     walks(&PoolPolicy { lapse: LapsePolicy::Burn, ..small() }, 4);
 }

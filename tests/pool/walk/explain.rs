@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 
-use keypool_model::{Id, Item, Pool, Reserved, Rules, Unavailable};
+use keypool_model::{Id, Item, Pool, Reserved, Rules, State, Unavailable};
 
 use super::calls::{Answer, Asked, Call, Got};
 
@@ -18,7 +18,8 @@ pub(super) struct Known {
 
 /// The model after these calls, in an order in which it gives these answers and comes to be what
 /// `fits`. A Reserve beside others passes over what they look at, so it may get any package that
-/// could be issued; one that is alone gets the first.
+/// could be issued; one that is alone gets the first. An Upload beside others passes over what they
+/// look at, too, when it ends what has expired: the sweeper finds that.
 pub(super) fn explain(
     rules: &Rules,
     before: &Known,
@@ -52,14 +53,50 @@ impl<F: Fn(&Known) -> bool> Search<'_, F> {
             self.answered = Some(known.clone());
         }
         left.iter().find_map(|&next| {
-            let mut known = known.clone();
-            let alone = self.calls.len() == 1;
-            if !known.answers(self.rules, &self.calls[next], &self.answers[next], alone) {
-                return None;
-            }
             let rest: Vec<usize> = left.iter().copied().filter(|&at| at != next).collect();
-            self.from(&known, &rest)
+            self.kept(known, next).iter().find_map(|kept| {
+                let mut known = known.clone();
+                let alone = self.calls.len() == 1;
+                let expired: Vec<(usize, usize, State)> = kept
+                    .iter()
+                    .map(|&(of, at)| (of, at, known.pools[of].packages[at].state.clone()))
+                    .collect();
+                if !known.answers(self.rules, &self.calls[next], &self.answers[next], alone) {
+                    return None;
+                }
+                for (owner, at, state) in expired {
+                    known.pools[owner].packages[at].state = state;
+                }
+                self.from(&known, &rest)
+            })
         })
+    }
+
+    /// Which expired packages this call may leave as they are: for an Upload, any of those that
+    /// other calls settle at the same time.
+    fn kept(&self, known: &Known, next: usize) -> Vec<Vec<(usize, usize)>> {
+        let mut choices = vec![Vec::new()];
+        let Call::Upload { owner, .. } = &self.calls[next] else { return choices };
+        let settled: BTreeSet<(usize, Id)> = self
+            .calls
+            .iter()
+            .flat_map(|call| match call {
+                Call::Spend { ids, .. } | Call::Release { ids, .. } => ids.as_slice(),
+                _ => &[],
+            })
+            .filter_map(|id| known.ids.get(id).copied())
+            .collect();
+        for (of, id) in settled {
+            let Id::Package(at, _) = id else { continue };
+            let pool = &known.pools[of];
+            let package = &pool.packages[at];
+            if of == *owner && package.not_after <= pool.now && package.state != State::Expired {
+                let with: Vec<_> =
+                    choices.iter().map(|kept| [&kept[..], &[(of, at)]].concat()).collect();
+                choices.extend(with);
+            }
+        }
+        choices
     }
 }
 
