@@ -35,6 +35,12 @@ pub(crate) struct Arguments {
     /// Offer ten times the load that can be served, and nothing else: script/overload
     #[arg(long)]
     pub(crate) overload: bool,
+    /// Offer half of the best rate for long, and see what grows, and nothing else: script/soak
+    #[arg(long)]
+    pub(crate) soak: bool,
+    /// How long --soak offers it
+    #[arg(long, value_name = "M")]
+    pub(crate) minutes: Option<f64>,
     /// Clients that one call reserves from, with --overload
     #[arg(long, value_name = "N", default_value_t = 32)]
     pub(crate) clients_a_call: usize,
@@ -53,7 +59,8 @@ pub(crate) struct Arguments {
     /// Write the rows to this file as JSON too
     #[arg(long, value_name = "FILE")]
     pub(crate) json: Option<PathBuf>,
-    /// Write a plot of throughput and p99 against connections to this file as SVG
+    /// Write a plot to this file as SVG: throughput and p99 against connections or, with --soak, all
+    /// figures over time
     #[arg(long, value_name = "FILE")]
     pub(crate) plot: Option<PathBuf>,
 }
@@ -102,7 +109,7 @@ impl Arguments {
         }
     }
 
-    /// Calls at once among which the best rate of --overload is looked for.
+    /// Calls at once among which the best rate of --overload and --soak is looked for.
     pub(crate) fn concurrency(&self) -> Vec<usize> {
         match (self.connections.is_empty(), self.quick) {
             (false, _) => self.connections.clone(),

@@ -13,10 +13,12 @@ use anyhow::{Context as _, ensure};
 use bytes::Bytes;
 use http::HeaderValue;
 use keypool_proto::v1::{
-    ReleaseReservationsRequest, ReleaseReservationsResponse, ReserveKeyPackagesRequest,
-    ReserveKeyPackagesResponse, SpendKeyPackagesRequest, SpendKeyPackagesResponse, Target,
-    UploadKeyPackagesRequest, UploadKeyPackagesResponse, reserve_result, upload_result,
+    ReleaseReservationsRequest, ReleaseReservationsResponse, Reservation,
+    ReserveKeyPackagesRequest, ReserveKeyPackagesResponse, SpendKeyPackagesRequest,
+    SpendKeyPackagesResponse, Target, UploadKeyPackagesRequest, UploadKeyPackagesResponse,
+    reserve_result, upload_result,
 };
+use keypool_service::token::TokenRequest;
 use keypool_testing::server;
 use rand::seq::SliceRandom as _;
 use uuid::Uuid;
@@ -33,9 +35,11 @@ pub(crate) const GROUP_ID: &[u8] = b"0123456789abcdef0123456789abcdef";
 /// What the ids of owners start with; a number of six digits follows.
 pub(crate) const OWNER_PREFIX: &str = "owner-";
 
-/// A token as the `authorization` header carries it.
+/// A token as the `authorization` header carries it, for longer than any run.
 pub(crate) fn authorization(user_id: &str) -> anyhow::Result<HeaderValue> {
-    Ok(format!("Bearer {}", server::token(user_id, "phone")).parse()?)
+    let ttl = Duration::from_secs(24 * 3600);
+    let request = TokenRequest { ttl, ..server::token_request(user_id, "phone") };
+    Ok(format!("Bearer {}", server::issue(&request)).parse()?)
 }
 
 /// Adders who have not drawn from any pool yet, and the owners in the order in which they are
@@ -114,49 +118,102 @@ impl Adder {
 impl Work for Adder {
     async fn operate(&mut self) -> anyhow::Result<u64> {
         let (token, owner) = self.turn()?;
-        let user_id = format!("{OWNER_PREFIX}{owner:06}");
-        let request = ReserveKeyPackagesRequest {
-            request_id: Uuid::new_v4().to_string(),
-            group_id: GROUP_ID.into(),
-            cipher_suite: CIPHER_SUITE.into(),
-            targets: vec![Target { user_id: user_id.clone(), client_ids: vec!["phone".into()] }],
-            ttl: Some(TTL.try_into()?),
-            ..ReserveKeyPackagesRequest::default()
-        };
-        let answer: ReserveKeyPackagesResponse =
-            self.connection.call("ReserveKeyPackages", &token, &request).await?;
-        let [result] = &answer.results[..] else {
-            anyhow::bail!("{} results for one client", answer.results.len());
-        };
-        let Some(reserve_result::Outcome::Reservation(reservation)) = &result.outcome else {
-            anyhow::bail!("no reservation: {:?}", result.outcome);
-        };
-        ensure!(result.user_id == user_id, "another user's package");
-        ensure!(!reservation.last_resort, "a last resort package while stock was left");
-        ensure!(reservation.key_package.len() > 200, "no KeyPackage");
+        let connection = &mut self.connection;
+        let reservation = reserve(connection, &token, owner, TTL).await?;
         match self.then {
-            Then::Keep => self.refs.push(reservation.key_package_ref.clone()),
+            Then::Keep => self.refs.push(reservation.key_package_ref),
             Then::Spend => {
-                self.refs.push(reservation.key_package_ref.clone());
-                let request = SpendKeyPackagesRequest {
-                    reservation_ids: vec![reservation.reservation_id.clone()],
-                    group_id: GROUP_ID.into(),
-                };
-                let answer: SpendKeyPackagesResponse =
-                    self.connection.call("SpendKeyPackages", &token, &request).await?;
-                ensure!(answer.results.len() == 1, "nothing was spent");
+                spend(connection, &token, reservation.reservation_id).await?;
+                self.refs.push(reservation.key_package_ref);
             }
-            Then::Release => {
-                let request = ReleaseReservationsRequest {
-                    reservation_ids: vec![reservation.reservation_id.clone()],
-                };
-                let answer: ReleaseReservationsResponse =
-                    self.connection.call("ReleaseReservations", &token, &request).await?;
-                ensure!(answer.results.len() == 1, "nothing was released");
-            }
+            Then::Release => release(connection, &token, reservation.reservation_id).await?,
         }
         Ok(1)
     }
+}
+
+/// The user id of an owner.
+pub(crate) fn owner_id(number: u32) -> String {
+    format!("{OWNER_PREFIX}{number:06}")
+}
+
+/// Reserves a one-time package of an owner.
+pub(crate) async fn reserve(
+    connection: &mut Connection,
+    token: &HeaderValue,
+    owner: u32,
+    ttl: Duration,
+) -> anyhow::Result<Reservation> {
+    let user_id = owner_id(owner);
+    let request = ReserveKeyPackagesRequest {
+        request_id: Uuid::new_v4().to_string(),
+        group_id: GROUP_ID.into(),
+        cipher_suite: CIPHER_SUITE.into(),
+        targets: vec![Target { user_id: user_id.clone(), client_ids: vec!["phone".into()] }],
+        ttl: Some(ttl.try_into()?),
+        ..ReserveKeyPackagesRequest::default()
+    };
+    let answer: ReserveKeyPackagesResponse =
+        connection.call("ReserveKeyPackages", token, &request).await?;
+    let Ok([result]) = <[_; 1]>::try_from(answer.results) else {
+        anyhow::bail!("not one result for one client");
+    };
+    ensure!(result.user_id == user_id, "another user's package");
+    let Some(reserve_result::Outcome::Reservation(reservation)) = result.outcome else {
+        anyhow::bail!("no reservation: {:?}", result.outcome);
+    };
+    ensure!(!reservation.last_resort, "a last resort package while stock was left");
+    ensure!(reservation.key_package.len() > 200, "no KeyPackage");
+    Ok(reservation)
+}
+
+/// Spends what was reserved.
+pub(crate) async fn spend(
+    connection: &mut Connection,
+    token: &HeaderValue,
+    reservation_id: String,
+) -> anyhow::Result<()> {
+    let request = SpendKeyPackagesRequest {
+        reservation_ids: vec![reservation_id],
+        group_id: GROUP_ID.into(),
+    };
+    let answer: SpendKeyPackagesResponse =
+        connection.call("SpendKeyPackages", token, &request).await?;
+    ensure!(answer.results.len() == 1, "nothing was spent");
+    Ok(())
+}
+
+/// Releases what was reserved.
+pub(crate) async fn release(
+    connection: &mut Connection,
+    token: &HeaderValue,
+    reservation_id: String,
+) -> anyhow::Result<()> {
+    let request = ReleaseReservationsRequest { reservation_ids: vec![reservation_id] };
+    let answer: ReleaseReservationsResponse =
+        connection.call("ReleaseReservations", token, &request).await?;
+    ensure!(answer.results.len() == 1, "nothing was released");
+    Ok(())
+}
+
+/// Uploads packages that are new to the service.
+pub(crate) async fn upload(
+    connection: &mut Connection,
+    token: &HeaderValue,
+    key_packages: Vec<Bytes>,
+) -> anyhow::Result<()> {
+    let count = key_packages.len();
+    let request = UploadKeyPackagesRequest { key_packages, ..UploadKeyPackagesRequest::default() };
+    let answer: UploadKeyPackagesResponse =
+        connection.call("UploadKeyPackages", token, &request).await?;
+    ensure!(answer.results.len() == count, "too few results");
+    for result in &answer.results {
+        match &result.outcome {
+            Some(upload_result::Outcome::Accepted(accepted)) if !accepted.already_present => {}
+            other => anyhow::bail!("not stored: {other:?}"),
+        }
+    }
+    Ok(())
 }
 
 /// How many packages these adders were handed that one of them had been handed before.
@@ -181,19 +238,7 @@ impl Work for Uploader {
     async fn operate(&mut self) -> anyhow::Result<u64> {
         let n = self.uploads.next.fetch_add(1, Ordering::Relaxed);
         let (token, publisher) = self.uploads.publishers.get(n).context("nothing to upload")?;
-        let request = UploadKeyPackagesRequest {
-            key_packages: publisher.packages.clone(),
-            ..UploadKeyPackagesRequest::default()
-        };
-        let answer: UploadKeyPackagesResponse =
-            self.connection.call("UploadKeyPackages", token, &request).await?;
-        ensure!(answer.results.len() == publisher.packages.len(), "too few results");
-        for result in &answer.results {
-            match &result.outcome {
-                Some(upload_result::Outcome::Accepted(accepted)) if !accepted.already_present => {}
-                other => anyhow::bail!("not stored: {other:?}"),
-            }
-        }
-        Ok(u64::try_from(answer.results.len())?)
+        upload(&mut self.connection, token, publisher.packages.clone()).await?;
+        Ok(u64::try_from(publisher.packages.len())?)
     }
 }

@@ -5,7 +5,7 @@ use std::{fmt, net::SocketAddr, time::Duration};
 
 use anyhow::Context as _;
 use bytes::{BufMut as _, Bytes, BytesMut};
-use h2::client::SendRequest;
+use h2::{Reason, RecvStream, client::SendRequest};
 use http::{HeaderMap, HeaderValue, Method, Request, Uri, header};
 use prost::Message;
 use tokio::net::TcpStream;
@@ -19,7 +19,7 @@ const PREFIX: usize = 5;
 #[derive(Clone)]
 pub(crate) struct Connection {
     sender: SendRequest<Bytes>,
-    authority: String,
+    address: SocketAddr,
 }
 
 /// What a call was answered with instead of a message.
@@ -44,6 +44,10 @@ impl Refusal {
         self.code == "8"
     }
 
+    pub(crate) fn code(&self) -> &str {
+        &self.code
+    }
+
     pub(crate) fn message(&self) -> &str {
         &self.message
     }
@@ -60,10 +64,11 @@ impl Connection {
             .await?;
         // Its errors reach the calls.
         tokio::spawn(connection);
-        Ok(Self { sender, authority: address.to_string() })
+        Ok(Self { sender, address })
     }
 
-    /// Calls a method of the service; `token` is the whole `authorization` header.
+    /// Calls a method of the service; `token` is the whole `authorization` header. When the server
+    /// has told the connection to go before it took the call, another one carries it.
     pub(crate) async fn call<Q: Message, A: Message + Default>(
         &mut self,
         method: &str,
@@ -71,12 +76,19 @@ impl Connection {
         message: &Q,
     ) -> anyhow::Result<A> {
         let uri = self.uri(&format!("/keypool.v1.KeyPackageService/{method}"))?;
-        self.send(&uri, token, frame(message)?).await
+        let frame = frame(message)?;
+        match self.send(&uri, token, frame.clone()).await {
+            Err(error) if was_told_to_go(&error) => {
+                *self = Self::open(self.address).await?;
+                self.send(&uri, token, frame).await
+            }
+            answer => answer,
+        }
     }
 
     /// The URI of a method, to be used again.
     pub(crate) fn uri(&self, path: &str) -> anyhow::Result<Uri> {
-        let uri = Uri::builder().scheme("http").authority(self.authority.as_str());
+        let uri = Uri::builder().scheme("http").authority(self.address.to_string());
         Ok(uri.path_and_query(path).build()?)
     }
 
@@ -97,6 +109,26 @@ impl Connection {
         token: &HeaderValue,
         frame: Bytes,
     ) -> anyhow::Result<A> {
+        let mut body = self.open_stream(uri, token, frame).await?;
+        let mut answer = BytesMut::new();
+        while let Some(data) = body.data().await {
+            let data = data?;
+            body.flow_control().release_capacity(data.len())?;
+            answer.extend_from_slice(&data);
+        }
+        let trailers = body.trailers().await?;
+        check(&trailers.context("an answer without trailers")?)?;
+        let message = answer.get(PREFIX..).context("an answer without a message")?;
+        Ok(A::decode(message)?)
+    }
+
+    /// Calls, and returns what comes after the headers of the answer.
+    pub(crate) async fn open_stream(
+        &self,
+        uri: &Uri,
+        token: &HeaderValue,
+        frame: Bytes,
+    ) -> anyhow::Result<RecvStream> {
         let request = Request::builder()
             .method(Method::POST)
             .uri(uri.clone())
@@ -109,18 +141,16 @@ impl Connection {
         body.send_data(frame, true)?;
         let response = response.await?;
         check(response.headers())?;
-        let mut body = response.into_body();
-        let mut answer = BytesMut::new();
-        while let Some(data) = body.data().await {
-            let data = data?;
-            body.flow_control().release_capacity(data.len())?;
-            answer.extend_from_slice(&data);
-        }
-        let trailers = body.trailers().await?;
-        check(&trailers.context("an answer without trailers")?)?;
-        let message = answer.get(PREFIX..).context("an answer without a message")?;
-        Ok(A::decode(message)?)
+        Ok(response.into_body())
     }
+}
+
+/// Whether the call was not begun, because its connection was told to go (GOAWAY).
+pub(crate) fn was_told_to_go(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<h2::Error>().is_some_and(|error| {
+        (error.is_go_away() && error.reason() == Some(Reason::NO_ERROR))
+            || error.reason() == Some(Reason::REFUSED_STREAM)
+    })
 }
 
 /// A message as gRPC frames it, not compressed.
@@ -134,7 +164,7 @@ pub(crate) fn frame(message: &impl Message) -> anyhow::Result<Bytes> {
 }
 
 /// Passes what is no status, or status OK.
-fn check(headers: &HeaderMap) -> Result<(), Refusal> {
+pub(crate) fn check(headers: &HeaderMap) -> Result<(), Refusal> {
     let text = |name| {
         let value = headers.get(name).map(|value| String::from_utf8_lossy(value.as_bytes()));
         value.unwrap_or_default().into_owned()

@@ -24,6 +24,7 @@ mod report;
 mod rows;
 mod sample;
 mod site;
+mod soak;
 
 use std::{fs, process::ExitCode, time::Instant};
 
@@ -69,6 +70,20 @@ async fn main() -> anyhow::Result<ExitCode> {
         }
         let wrong = !report.faults.is_empty();
         return Ok(if wrong { ExitCode::FAILURE } else { ExitCode::SUCCESS });
+    }
+    if arguments.soak {
+        let report = soak::measure(&arguments, &postgres).await;
+        postgres.stop().await?;
+        let report = report?;
+        println!("\n{}", report.text());
+        if let Some(path) = &arguments.json {
+            let json = serde_json::to_string_pretty(&report)? + "\n";
+            fs::write(path, json).with_context(|| path.display().to_string())?;
+        }
+        if let Some(path) = &arguments.plot {
+            fs::write(path, report.svg()).with_context(|| path.display().to_string())?;
+        }
+        return Ok(if report.is_good() { ExitCode::SUCCESS } else { ExitCode::FAILURE });
     }
     let measured = measure(&arguments, &postgres, pgbench.as_ref()).await;
     postgres.stop().await?;

@@ -1,4 +1,4 @@
-//! Throughput and p99 against connections, as SVG.
+//! Figures as SVG: throughput and p99 against connections, and what is drawn over time.
 
 use std::fmt::Write as _;
 
@@ -26,27 +26,13 @@ pub(crate) fn svg(rows: &[Row]) -> String {
     let mut connections: Vec<usize> = drawn(rows).map(|row| row.connections).collect();
     connections.sort_unstable();
     connections.dedup();
-    let mut svg = format!(
-        "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{:.0}\" height=\"{:.0}\" \
-         font-family=\"sans-serif\" font-size=\"12\" fill=\"#333\">\n\
-         <rect width=\"100%\" height=\"100%\" fill=\"#fff\"/>\n",
-        2.0 * STEP,
-        TOP + HEIGHT + 132.0
-    );
+    let mut svg = begin(2.0 * STEP, TOP + HEIGHT + 132.0);
     panel(&mut svg, rows, &connections, LEFT, "operations a second", |figures| figures.ops_per_s);
     panel(&mut svg, rows, &connections, LEFT + STEP, "p99, ms", |figures| figures.p99_ms);
     for (n, (_, _, label, color)) in (0_u8..).zip(SERIES) {
         let (x, y) =
             (LEFT + f64::from(n % 2) * 240.0, TOP + HEIGHT + 66.0 + f64::from(n / 2) * 22.0);
-        element(
-            &mut svg,
-            format_args!(
-                "<rect x=\"{x:.1}\" y=\"{:.1}\" width=\"18\" height=\"4\" fill=\"{color}\"/>\
-             <text x=\"{:.1}\" y=\"{y:.1}\">{label}</text>",
-                y - 6.0,
-                x + 26.0
-            ),
-        );
+        key(&mut svg, x, y, label, color);
     }
     svg + "</svg>\n"
 }
@@ -74,47 +60,11 @@ fn panel(
     let x = |at: usize| left + WIDTH * (at as f64 + 0.5) / connections.len().max(1) as f64;
     let y = |value: f64| TOP + HEIGHT * (1.0 - value / top);
 
-    element(
-        svg,
-        format_args!(
-            "<text x=\"{left:.1}\" y=\"{:.1}\" font-weight=\"bold\">{title}</text>",
-            TOP - 16.0
-        ),
-    );
-    let mut tick = 0.0;
-    while tick <= top * 1.001 {
-        element(
-            svg,
-            format_args!(
-                "<line x1=\"{left:.1}\" x2=\"{:.1}\" y1=\"{:.1}\" y2=\"{:.1}\" stroke=\"#ddd\"/>\
-             <text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"end\">{tick}</text>",
-                left + WIDTH,
-                y(tick),
-                y(tick),
-                left - 8.0,
-                y(tick) + 4.0
-            ),
-        );
-        tick += step;
-    }
+    grid(svg, (left, TOP), title, top, step);
     for (at, connections) in connections.iter().enumerate() {
-        element(
-            svg,
-            format_args!(
-                "<text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"middle\">{connections}</text>",
-                x(at),
-                TOP + HEIGHT + 20.0
-            ),
-        );
+        x_tick(svg, x(at), TOP, &connections.to_string());
     }
-    element(
-        svg,
-        format_args!(
-            "<text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"middle\">connections</text>",
-            left + WIDTH / 2.0,
-            TOP + HEIGHT + 40.0
-        ),
-    );
+    x_title(svg, (left, TOP), "connections");
     for (name, reference, _, color) in SERIES {
         let points: Vec<(f64, f64)> = connections
             .iter()
@@ -125,14 +75,7 @@ fn panel(
                 Some((x(at), y(figures(row, reference)?)))
             })
             .collect();
-        let line: Vec<String> = points.iter().map(|(x, y)| format!("{x:.1},{y:.1}")).collect();
-        element(
-            svg,
-            format_args!(
-                "<polyline points=\"{}\" fill=\"none\" stroke=\"{color}\" stroke-width=\"2\"/>",
-                line.join(" ")
-            ),
-        );
+        polyline(svg, points.iter().copied(), color);
         for (x, y) in points {
             element(
                 svg,
@@ -140,6 +83,133 @@ fn panel(
             );
         }
     }
+}
+
+/// What is drawn over time, in one panel.
+#[derive(Debug)]
+pub(crate) struct Panel {
+    pub(crate) title: String,
+    pub(crate) x_title: &'static str,
+    pub(crate) x: Vec<f64>,
+    /// The name of each line, its colour and its values, one for each of `x`.
+    pub(crate) lines: Vec<(String, &'static str, Vec<f64>)>,
+}
+
+/// Panels, so many beside each other, each with its key below it.
+pub(crate) fn document(panels: &[Panel], columns: usize) -> String {
+    let keys = |panel: &Panel| panel.lines.len().div_ceil(2) as f64 * 18.0;
+    let heights = panels
+        .chunks(columns)
+        .map(|row| TOP + HEIGHT + 66.0 + row.iter().map(keys).fold(0.0, f64::max));
+    let heights: Vec<f64> = heights.collect();
+    let mut svg = begin(columns as f64 * STEP, heights.iter().sum());
+    let mut above = 0.0;
+    for (row, height) in panels.chunks(columns).zip(heights) {
+        for (column, panel) in row.iter().enumerate() {
+            panel.draw(&mut svg, (LEFT + STEP * column as f64, TOP + above));
+        }
+        above += height;
+    }
+    svg + "</svg>\n"
+}
+
+impl Panel {
+    fn draw(&self, svg: &mut String, (left, above): (f64, f64)) {
+        let all = self.lines.iter().flat_map(|(_, _, values)| values);
+        let (top, step) = scale(all.copied().fold(0.0, f64::max));
+        grid(svg, (left, above), &self.title, top, step);
+        let (end, step) = scale(self.x.last().copied().unwrap_or_default());
+        let x = |value: f64| left + WIDTH * value / end;
+        for tick in ticks(end, step) {
+            x_tick(svg, x(tick), above, &tick_text(tick));
+        }
+        x_title(svg, (left, above), self.x_title);
+        let y = |value: f64| above + HEIGHT * (1.0 - value / top);
+        for (at, (name, color, values)) in self.lines.iter().enumerate() {
+            let points = self.x.iter().zip(values).map(|(at, value)| (x(*at), y(*value)));
+            polyline(svg, points, color);
+            let place = (left + (at % 2) as f64 * 190.0, above + HEIGHT + 62.0);
+            key(svg, place.0, place.1 + (at / 2) as f64 * 18.0, name, color);
+        }
+    }
+}
+
+fn begin(width: f64, height: f64) -> String {
+    format!(
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{width:.0}\" height=\"{height:.0}\" \
+         font-family=\"sans-serif\" font-size=\"12\" fill=\"#333\">\n\
+         <rect width=\"100%\" height=\"100%\" fill=\"#fff\"/>\n"
+    )
+}
+
+/// The title of a panel at a place, and the lines of its vertical axis.
+fn grid(svg: &mut String, (left, above): (f64, f64), title: &str, top: f64, step: f64) {
+    element(
+        svg,
+        format_args!(
+            "<text x=\"{left:.1}\" y=\"{:.1}\" font-weight=\"bold\">{title}</text>",
+            above - 16.0
+        ),
+    );
+    for tick in ticks(top, step) {
+        let y = above + HEIGHT * (1.0 - tick / top);
+        element(
+            svg,
+            format_args!(
+                "<line x1=\"{left:.1}\" x2=\"{:.1}\" y1=\"{y:.1}\" y2=\"{y:.1}\" stroke=\"#ddd\"/>\
+             <text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"end\">{}</text>",
+                left + WIDTH,
+                left - 8.0,
+                y + 4.0,
+                tick_text(tick)
+            ),
+        );
+    }
+}
+
+fn ticks(top: f64, step: f64) -> impl Iterator<Item = f64> {
+    (0..=(top / step).round() as u32).map(move |n| f64::from(n) * step)
+}
+
+/// Without what sums leave behind the last digit.
+fn tick_text(tick: f64) -> String {
+    format!("{}", (tick * 1e6).round() / 1e6)
+}
+
+fn x_tick(svg: &mut String, x: f64, above: f64, text: &str) {
+    let y = above + HEIGHT + 20.0;
+    element(
+        svg,
+        format_args!("<text x=\"{x:.1}\" y=\"{y:.1}\" text-anchor=\"middle\">{text}</text>"),
+    );
+}
+
+fn x_title(svg: &mut String, (left, above): (f64, f64), text: &str) {
+    x_tick(svg, left + WIDTH / 2.0, above + 20.0, text);
+}
+
+fn polyline(svg: &mut String, points: impl Iterator<Item = (f64, f64)>, color: &str) {
+    let line: Vec<String> = points.map(|(x, y)| format!("{x:.1},{y:.1}")).collect();
+    element(
+        svg,
+        format_args!(
+            "<polyline points=\"{}\" fill=\"none\" stroke=\"{color}\" stroke-width=\"2\"/>",
+            line.join(" ")
+        ),
+    );
+}
+
+/// What a colour means.
+fn key(svg: &mut String, x: f64, y: f64, label: &str, color: &str) {
+    element(
+        svg,
+        format_args!(
+            "<rect x=\"{x:.1}\" y=\"{:.1}\" width=\"18\" height=\"4\" fill=\"{color}\"/>\
+             <text x=\"{:.1}\" y=\"{y:.1}\">{label}</text>",
+            y - 6.0,
+            x + 26.0
+        ),
+    );
 }
 
 /// A round number at or above `largest`, and the step of some four to ten lines up to it.

@@ -1,0 +1,171 @@
+//! Figures over time, and whether they grow.
+
+use serde::Serialize;
+
+pub(super) const MIB: f64 = (1 << 20) as f64;
+
+/// What may become of a figure.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Promise {
+    /// Over the second half of the run it rises by no more than this share of itself, or by no more
+    /// than this many of its unit.
+    Flat { share: f64, slack: f64 },
+    /// What is remembered for a day or more: it grows, by as many bytes for each turn at the end as
+    /// before, or by no more than this share of them more; or by no more than this many of its unit
+    /// in the last quarter of the run.
+    Linear { share: f64, slack: f64 },
+}
+
+/// One figure at each look.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct Series {
+    /// What it is of.
+    pub(crate) group: Group,
+    pub(crate) name: String,
+    pub(crate) promise: Promise,
+    pub(crate) values: Vec<f64>,
+}
+
+/// Those that are drawn together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Group {
+    Memory,
+    Files,
+    Connections,
+    Load,
+    Latency,
+    Tables,
+    Indexes,
+    Dead,
+}
+
+impl Group {
+    pub(crate) const ALL: [Self; 8] = [
+        Self::Memory,
+        Self::Files,
+        Self::Connections,
+        Self::Load,
+        Self::Latency,
+        Self::Tables,
+        Self::Indexes,
+        Self::Dead,
+    ];
+
+    pub(crate) fn title(self) -> &'static str {
+        match self {
+            Self::Memory => "memory of the server, MiB",
+            Self::Files => "open files of the server",
+            Self::Connections => "connections and streams",
+            Self::Load => "turns a second",
+            Self::Latency => "p99 of a turn, ms",
+            Self::Tables => "tables, MiB",
+            Self::Indexes => "indexes, MiB",
+            Self::Dead => "dead rows",
+        }
+    }
+}
+
+/// Whether it does what it promised.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Verdict {
+    /// With what it comes to.
+    Keeps(String),
+    Grows(String),
+}
+
+impl Series {
+    /// `turns`: how many there had been at each look.
+    pub(crate) fn verdict(&self, turns: &[f64]) -> Verdict {
+        let half = self.values.len() / 2;
+        let (values, turns) = (&self.values[half..], &turns[half.min(turns.len())..]);
+        let (keeps, what) = match self.promise {
+            Promise::Flat { share, slack } => {
+                // Looks are as far apart as the turns between them.
+                let rise = slope(turns, values)
+                    * (turns.last().unwrap_or(&0.0) - turns.first().unwrap_or(&0.0));
+                let middle = crate::sample::median(values.iter().copied());
+                let relative = if middle > 0.0 { rise / middle * 100.0 } else { 0.0 };
+                (rise <= (middle * share).max(slack), format!("{relative:+.1} %"))
+            }
+            Promise::Linear { share, slack } => {
+                let middle = values.len() / 2;
+                let of = |range: std::ops::Range<usize>| {
+                    let (turns, values) = (&turns[range.clone()], &values[range]);
+                    (slope(turns, values), values)
+                };
+                let ((before, _), (after, last)) = (of(0..middle), of(middle..values.len()));
+                let rise = last.last().unwrap_or(&0.0) - last.first().unwrap_or(&0.0);
+                let [before_bytes, after_bytes] = [before, after].map(|mib| mib * MIB);
+                (
+                    after <= before * (1.0 + share) || rise <= slack,
+                    format!("{before_bytes:.0}, then {after_bytes:.0} B/turn"),
+                )
+            }
+        };
+        if keeps { Verdict::Keeps(what) } else { Verdict::Grows(what) }
+    }
+}
+
+/// The median of the slopes between all pairs of points (Theil and Sen): what a vacuum gives back
+/// now and then, and what one look happened to see, moves it little.
+fn slope(x: &[f64], y: &[f64]) -> f64 {
+    let points: Vec<_> = x.iter().zip(y).collect();
+    let slopes = points.iter().enumerate().flat_map(|(n, (x, y))| {
+        let later = points[n + 1..].iter();
+        later.filter(|(later, _)| later > x).map(move |(x2, y2)| (*y2 - *y) / (*x2 - *x))
+    });
+    crate::sample::median(slopes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A figure at 240 looks, 1000 turns apart.
+    fn judge(promise: Promise, value: impl Fn(f64) -> f64) -> bool {
+        let turns: Vec<f64> = (0..240).map(|n| f64::from(n) * 1000.0).collect();
+        let values = (0..240).map(|n| value(f64::from(n))).collect();
+        let series = Series { group: Group::Memory, name: "it".into(), promise, values };
+        matches!(series.verdict(&turns), Verdict::Keeps(_))
+    }
+
+    const FLAT: Promise = Promise::Flat { share: 0.05, slack: 2.0 };
+    const LINEAR: Promise = Promise::Linear { share: 0.25, slack: 1.0 };
+
+    #[test]
+    fn what_is_flat_at_last_is_flat() {
+        assert!(judge(FLAT, |_| 100.0));
+        // It warms up, and stays.
+        assert!(judge(FLAT, |n| 100.0 * (1.0 - (-n / 15.0).exp())));
+        // A saw, and an outlier at the end.
+        assert!(judge(FLAT, |n| 100.0 + n % 17.0));
+        assert!(judge(FLAT, |n| if n > 235.0 { 500.0 } else { 100.0 }));
+        // It falls.
+        assert!(judge(FLAT, |n| 1000.0 - n));
+        // By one or two in an hour.
+        assert!(judge(FLAT, |n| if n > 180.0 { 12.0 } else { 11.0 }));
+        assert!(judge(FLAT, |_| 0.0));
+    }
+
+    #[test]
+    fn what_leaks_grows() {
+        // By a tenth in the second half, steadily, in steps and under a saw.
+        assert!(!judge(FLAT, |n| 100.0 + n / 12.0));
+        assert!(!judge(FLAT, |n| 100.0 + (n / 20.0).floor() * 2.0));
+        assert!(!judge(FLAT, |n| 100.0 + n / 6.0 + n % 17.0));
+        // From nothing.
+        assert!(!judge(FLAT, |n| n));
+    }
+
+    #[test]
+    fn what_grows_by_design_grows_by_as_much_for_each_turn() {
+        assert!(judge(LINEAR, |n| 10.0 + n));
+        assert!(judge(LINEAR, |_| 10.0));
+        assert!(judge(LINEAR, |n| 10.0 + n.sqrt()));
+        // Twice as much for each turn in the last quarter as in the one before.
+        assert!(!judge(LINEAR, |n| n + (n - 180.0).max(0.0)));
+        assert!(!judge(LINEAR, |n| n * n * n / 10_000.0));
+    }
+}
