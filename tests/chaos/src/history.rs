@@ -153,6 +153,13 @@ pub enum Stored {
     Refused(i32),
 }
 
+impl Stored {
+    /// Whether it is in the pool.
+    pub fn is_accepted(&self) -> bool {
+        matches!(self, Self::Accepted { .. })
+    }
+}
+
 /// What a pool gave.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]

@@ -217,6 +217,11 @@ fn cast() -> Cast {
     Cast { pools: pools.collect(), callers: shared.chain(lone).collect() }
 }
 
+/// Whether a pool always has more than its callers can take.
+pub(crate) fn is_ample(pool: u16) -> bool {
+    pool.is_multiple_of(3)
+}
+
 fn digest((user, client): &(String, String)) -> anyhow::Result<[u8; 16]> {
     let key = ClientKey { user: UserId::parse(user)?, client: ClientId::parse(client)? };
     Ok(key.digest().0)
@@ -245,7 +250,7 @@ fn workers(
             };
             let maker = Maker::new(&name.0, &name.1);
             let last_resort = pool % 2 == 0;
-            let stock = if pool % 3 == 0 { Stock::AMPLE } else { Stock::SCARCE };
+            let stock = if is_ample(pool) { Stock::AMPLE } else { Stock::SCARCE };
             let latest = VecDeque::new();
             devices.push(Device { party, maker, last_resort, stock, latest });
         }

@@ -8,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::{
-    history::{Answer, Stored},
+    history::Answer,
     packages::{Made, Maker},
     party::{Held, Party, Wish},
 };
@@ -116,7 +116,7 @@ impl Device {
             match self.party.upload(packages).await? {
                 Answer::Uploaded(stored) => {
                     for (package, stored) in packages.iter().zip(stored) {
-                        let accepted = matches!(stored, Stored::Accepted { .. });
+                        let accepted = stored.is_accepted();
                         if accepted && !package.offered.last_resort {
                             self.latest.push_back(package.clone());
                         }

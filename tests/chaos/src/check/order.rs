@@ -12,7 +12,7 @@ use super::{
     index::{Ack, key_of},
 };
 use crate::{
-    history::{Answer, Call, Got, Micros, Op, Ref, Slot, Stored, Via},
+    history::{Answer, Call, Got, Micros, Op, Ref, Slot, Via},
     tables::{EventKind, Key},
 };
 
@@ -71,7 +71,7 @@ fn stored(index: &Index<'_>) -> HashMap<Ref, (Micros, Micros)> {
             continue;
         };
         for (package, outcome) in packages.iter().zip(outcomes) {
-            if matches!(outcome, Stored::Accepted { .. }) && index.rules.lasts(op) {
+            if outcome.is_accepted() && index.rules.lasts(op) {
                 let first = stored.entry(package.reference);
                 let first: &mut (Micros, Micros) = first.or_insert((op.ended, package.not_after));
                 first.0 = first.0.min(op.ended);
@@ -103,6 +103,10 @@ fn spans(
         return;
     };
     for (at, event) in path.iter().enumerate() {
+        // What was withdrawn while it was reserved ends with its reservation.
+        if event.kind == EventKind::Revoked {
+            break;
+        }
         let slot =
             Slot { pool: key.pool, suite: key.suite, seq: key.seq, generation: event.generation };
         let from = match event.kind {
