@@ -2,6 +2,7 @@
 
 #![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)]
 
+pub mod applications;
 pub mod built;
 pub mod contract;
 pub mod database;

@@ -6,7 +6,7 @@ use std::{
     fmt::Display,
     fs::{self, File},
     net::SocketAddr,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{ExitStatus, Output, Stdio},
     sync::LazyLock,
     time::Duration,
@@ -125,7 +125,11 @@ pub fn authorized<T>(token: &str, message: T) -> Request<T> {
 
 /// The binary with these arguments, and no variable that it would take for configuration.
 pub fn keypool(arguments: &[&str]) -> Command {
-    let mut command = Command::new(binary());
+    program(&binary(), arguments)
+}
+
+fn program(path: &Path, arguments: &[&str]) -> Command {
+    let mut command = Command::new(path);
     for (name, _) in env::vars_os() {
         if name.to_string_lossy().starts_with("KEYPOOL_") {
             command.env_remove(name);
@@ -166,14 +170,20 @@ impl ServerOptions {
 pub struct ConfigFile {
     folder: TempDir,
     url: String,
+    program: PathBuf,
 }
 
 impl ConfigFile {
     /// For a server on the database at `url` that accepts this process's tokens.
     pub fn new(url: &str, options: &ServerOptions) -> Self {
+        Self::of(binary(), url, options)
+    }
+
+    /// As [`ConfigFile::new`], for another build of keypool.
+    pub fn of(program: PathBuf, url: &str, options: &ServerOptions) -> Self {
         let folder = TempDir::new().expect("a folder");
         fs::write(folder.path().join("auth.pub.pem"), issuer_public_key()).expect("a key file");
-        let file = Self { folder, url: url.into() };
+        let file = Self { folder, url: url.into(), program };
         file.rewrite(options);
         file
     }
@@ -209,7 +219,8 @@ impl ConfigFile {
     /// As [`ConfigFile::command`], for a command within a command.
     pub fn command_of(&self, commands: &[&str]) -> Command {
         let path = self.folder.path().join("keypool.toml");
-        keypool(&[commands, &["--config", path.to_str().expect("a UTF-8 path")]].concat())
+        let config = ["--config", path.to_str().expect("a UTF-8 path")];
+        program(&self.program, &[commands, &config].concat())
     }
 
     /// Runs a command to its end.
@@ -240,12 +251,17 @@ impl Server {
         tls: ClientTlsConfig,
     ) -> Self {
         let options = options.clone().set("server.plaintext", false);
-        Self::launch(&database.service_url(), &options, Some(tls), &[]).await
+        Self::launch(ConfigFile::new(&database.service_url(), &options), Some(tls), &[]).await
     }
 
     /// Starts a server on the database at `url`.
     pub async fn on(url: &str, options: &ServerOptions) -> Self {
-        Self::launch(url, options, None, &[]).await
+        Self::launch(ConfigFile::new(url, options), None, &[]).await
+    }
+
+    /// Starts a server that is configured so, of whatever build.
+    pub async fn configured(config: ConfigFile) -> Self {
+        Self::launch(config, None, &[]).await
     }
 
     /// Starts a server on the database at `url` with more environment variables.
@@ -254,16 +270,14 @@ impl Server {
         options: &ServerOptions,
         environment: &[(&str, &str)],
     ) -> Self {
-        Self::launch(url, options, None, environment).await
+        Self::launch(ConfigFile::new(url, options), None, environment).await
     }
 
     async fn launch(
-        url: &str,
-        options: &ServerOptions,
+        config: ConfigFile,
         tls: Option<ClientTlsConfig>,
         environment: &[(&str, &str)],
     ) -> Self {
-        let config = ConfigFile::new(url, options);
         let log = File::create(config.folder.path().join("log")).expect("a log file");
         let child = config
             .command("serve")
