@@ -13,6 +13,7 @@ use clap::{
 use keypool_service::{
     domain::ids::{ClientId, ClientKey, UserId},
     grpc::auth::Scope,
+    store::LockPatience,
     token::TokenRequest,
 };
 
@@ -35,7 +36,11 @@ pub(crate) enum Command {
     /// Serve calls until SIGTERM or SIGINT, then finish those in flight
     Serve(ConfigArgs),
     /// Bring the database's schema up to date
-    Migrate(ConfigArgs),
+    ///
+    /// Replicas go on serving meanwhile. What a migration changes it has to lock for a moment, and
+    /// while it waits for that, calls wait behind it: so it waits for a moment only, lets them
+    /// pass, and tries again.
+    Migrate(MigrateArgs),
     /// Wait until the database answers and its schema is up to date
     ///
     /// Ends with 0 as soon as `serve` could start on the database, or with 1 and the reason when
@@ -83,6 +88,35 @@ pub(crate) struct ConfigArgs {
     /// `url` of `[database]`.
     #[arg(long, value_name = "FILE", env = "KEYPOOL_CONFIG", hide_env_values = true)]
     pub(crate) config: PathBuf,
+}
+
+/// How `keypool migrate` waits for locks.
+#[derive(Debug, Args)]
+pub(crate) struct MigrateArgs {
+    #[command(flatten)]
+    pub(crate) config: ConfigArgs,
+    /// How long to wait for a lock at a time, 10ms to 10s
+    ///
+    /// An automatic vacuum gives way to what has waited for Postgres's deadlock_timeout, 1s by
+    /// default; a shorter time than that waits until it is done.
+    #[arg(long, value_name = "TIME", default_value = "200ms", value_parser = lock_timeout)]
+    lock_timeout: Duration,
+    /// How long to go on trying, as in 90s or 10m
+    #[arg(long, value_name = "TIME", default_value = "5m", value_parser = humantime::parse_duration)]
+    timeout: Duration,
+}
+
+impl MigrateArgs {
+    pub(crate) fn patience(&self) -> LockPatience {
+        LockPatience { lock_timeout: self.lock_timeout, give_up_after: self.timeout }
+    }
+}
+
+/// Postgres takes 0 for no limit at all.
+fn lock_timeout(text: &str) -> Result<Duration, String> {
+    let time = humantime::parse_duration(text).map_err(|error| error.to_string())?;
+    let bounds = Duration::from_millis(10)..=Duration::from_secs(10);
+    bounds.contains(&time).then_some(time).ok_or_else(|| "not within 10ms and 10s".into())
 }
 
 /// What `keypool wait` waits for, and how long.

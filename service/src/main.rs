@@ -36,9 +36,9 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Serve(args) => serve(&args),
         Command::Migrate(args) => {
-            let config = Config::load(&args.config, env::vars_os())?;
+            let config = Config::load(&args.config.config, env::vars_os())?;
             telemetry::init(&config.log, None)?;
-            block_on(run::migrate(&config))
+            block_on(run::migrate(&config, args.patience()))
         }
         Command::Wait(args) => {
             let config = Config::load(&args.config.config, env::vars_os())?;

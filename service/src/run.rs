@@ -33,7 +33,7 @@ use crate::{
     },
     pool::{KeyPool, SweepPolicy, WatchLimits},
     server::{self, ConnectionLimits, Listeners, MetricsOptions, ServerOptions, Tls, TlsFiles},
-    store::{Store, StoreOptions},
+    store::{LockPatience, Store, StoreOptions, newest_migration},
     token::SigningKey,
 };
 
@@ -95,13 +95,18 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
 /// `keypool migrate`: brings the schema up to date.
 ///
 /// # Errors
-/// When the database cannot be reached or a migration fails.
-pub async fn migrate(config: &Config) -> anyhow::Result<()> {
+/// When the database cannot be reached, a migration fails, or gets no lock in time.
+pub async fn migrate(config: &Config, patience: LockPatience) -> anyhow::Result<()> {
     let store = Store::new(&store_options(&config.database), Arc::new(SystemClock))?;
     let pending = store.pending_migrations().await?;
-    store.migrate().await?;
+    store.migrate(patience).await?;
+    let newest = store.applied_migrations().await?.into_iter().max();
     store.close().await;
-    writeln!(io::stdout(), "{} migration(s) applied; the schema is up to date", pending.len())?;
+    let state = match newest > Some(newest_migration()) {
+        true => "newer than this version of keypool, which can work on it",
+        false => "up to date",
+    };
+    writeln!(io::stdout(), "{} migration(s) applied; the schema is {state}", pending.len())?;
     Ok(())
 }
 
@@ -189,7 +194,7 @@ async fn dev_on(
     let authenticator = Authenticator::new(keys, &auth, clock.clone());
     let database = DatabaseSection::at(Secret::new(postgres.url()));
     let store = Store::new(&store_options(&database), clock.clone())?;
-    store.migrate().await?;
+    store.migrate(LockPatience::default()).await?;
     let upload = upload_policy(&UploadSection::default())?;
     let pool = KeyPool::open(store, clock, PoolPolicy::default(), upload).await?;
     let listener = bind(listen).await?;

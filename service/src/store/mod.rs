@@ -7,6 +7,7 @@ mod batch;
 mod diagnose;
 mod events;
 mod lowest;
+mod migrate;
 mod outage;
 mod reserve;
 mod reserve_jobs;
@@ -23,11 +24,9 @@ mod watch;
 
 use std::{str::FromStr as _, sync::Arc, time::Duration};
 
-use anyhow::Context as _;
 use sqlx::{
     PgPool, Postgres,
     error::DatabaseError,
-    migrate::Migrator,
     pool::PoolConnection,
     postgres::{PgConnectOptions, PgPoolOptions},
 };
@@ -47,6 +46,7 @@ use settle::{ReleaseCall, SpendCall, SpendHeld};
 pub use diagnose::Diagnosis;
 pub use events::{EventPools, EventQuery};
 pub use lowest::LowPool;
+pub use migrate::{LockPatience, MIGRATOR, newest_migration};
 pub use reserve::{ReserveAsk, ReserveBatch, ReserveOutcome, Reserved};
 pub use restore::{Restoration, Withdrawn};
 pub use revoke::{Revocation, Revoked, Signer};
@@ -56,14 +56,6 @@ pub use status::PoolCounts;
 pub use sweep::Swept;
 pub use upload::{StoreOutcome, UploadLimits};
 pub use watch::Listener;
-
-/// The schema. Only ever added to.
-pub static MIGRATOR: Migrator = sqlx::migrate!();
-
-/// The last migration that this build knows.
-pub fn newest_migration() -> i64 {
-    MIGRATOR.iter().map(|migration| migration.version).max().unwrap_or_default()
-}
 
 /// As servers call themselves to the database.
 const NAME: &str = "keypool";
@@ -193,14 +185,6 @@ impl Store {
         })
     }
 
-    /// Brings the schema up to date.
-    ///
-    /// # Errors
-    /// When the database cannot be reached or a migration fails.
-    pub async fn migrate(&self) -> anyhow::Result<()> {
-        MIGRATOR.run(&self.pool).await.context("cannot migrate the database")
-    }
-
     /// Whether the database answers.
     ///
     /// # Errors
@@ -242,29 +226,6 @@ impl Store {
             }
             Err(gone) => gone,
         }
-    }
-
-    /// The versions of the migrations that this build knows and the database lacks.
-    ///
-    /// # Errors
-    /// When the database cannot be reached.
-    pub async fn pending_migrations(&self) -> Result<Vec<i64>, Error> {
-        let known = sqlx::query_scalar!(
-            r#"SELECT to_regclass('_sqlx_migrations') IS NOT NULL AS "known!""#
-        )
-        .fetch_one(&self.pool)
-        .await
-        .map_err(|error| self.error(error))?;
-        let applied: Vec<i64> = if known {
-            sqlx::query_scalar("SELECT version FROM _sqlx_migrations WHERE success")
-                .fetch_all(&self.pool)
-                .await
-                .map_err(|error| self.error(error))?
-        } else {
-            Vec::new()
-        };
-        let versions = MIGRATOR.iter().map(|migration| migration.version);
-        Ok(versions.filter(|version| !applied.contains(version)).collect())
     }
 
     /// The secret behind reservation ids. The first replica to ask makes `fresh` the secret of
