@@ -3,6 +3,7 @@
 mod lint;
 mod locks;
 mod order;
+mod previous;
 
 use std::process::Output;
 
