@@ -15,6 +15,9 @@ import yaml
 ROOT = Path(__file__).resolve().parents[2]
 KUBERNETES = ROOT / "deploy/kubernetes"
 
+# Every key of the configuration, with its default.
+SAMPLE = tomllib.loads((ROOT / "service/keypool.sample.toml").read_text())
+
 # Each with the files that list what it refers to and does not make.
 INSTALLATIONS = {
     "overlays/dev": ["overlays/dev/external.example.yaml"],
@@ -314,13 +317,19 @@ def images(it):
 def lifecycle(it):
     """What is told to end gets the time that it needs, and a rollout waits for the migration."""
     config, variables = it.config()
-    drain = seconds(variables.get("KEYPOOL_SERVER__DRAIN_TIMEOUT", config["server"]["drain_timeout"]))
+    configured = SAMPLE["server"] | config["server"]
+    drain, call = (
+        seconds(variables.get(f"KEYPOOL_SERVER__{key.upper()}", configured[key]))
+        for key in ["drain_timeout", "request_timeout"]
+    )
     deployment = it.one("Deployment", "keypool")
     pod = deployment["spec"]["template"]["spec"]
     sleep = pod["containers"][0].get("lifecycle", {}).get("preStop", {}).get("sleep", {}).get("seconds", 0)
     if not sleep:
         yield "Deployment/keypool: stops serving before balancers know"
     grace = pod["terminationGracePeriodSeconds"]
+    if drain < 2 * call: # to arrive, and to be answered
+        yield f"Deployment/keypool: calls that may take {2 * call} s are cut off after {drain} s"
     if grace < sleep + drain + 10:
         yield f"Deployment/keypool: is killed after {grace} s; it sleeps {sleep} and drains {drain}"
     waits = [container for container in pod.get("initContainers", []) if container["args"][0] == "wait"]

@@ -11,6 +11,7 @@ from pathlib import Path
 import compose_spec
 import yaml
 
+import manifests
 from manifests import ROOT
 
 FILE = ROOT / "deploy/compose.yaml"
@@ -58,6 +59,12 @@ class Compose(unittest.TestCase):
         for name, it in self.own.items():
             self.assertEqual((it["user"], it["read_only"], it["cap_drop"]), ("65532:65532", True, ["ALL"]), name)
             self.assertEqual((it["build"]["context"], it["build"]["dockerfile"]), ("..", "deploy/Dockerfile"))
+
+    def test_what_is_told_to_end_gets_the_time_that_it_needs(self):
+        configured = manifests.tomllib.loads((FILE.parent / "compose/keypool.toml").read_text())
+        drain = (manifests.SAMPLE["server"] | configured.get("server", {}))["drain_timeout"]
+        grace = manifests.seconds(self.own["keypool"]["stop_grace_period"])
+        self.assertGreaterEqual(grace, manifests.seconds(drain) + 10)
 
     def test_ports_are_for_this_machine_only(self):
         for it in self.compose["services"].values():

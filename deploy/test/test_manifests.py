@@ -253,6 +253,14 @@ class Checks(unittest.TestCase):
             pod["terminationGracePeriodSeconds"] = 30
         self.finds("is killed after 30 s", grace)
 
+        def call(it, _):
+            variables = next(
+                config["data"] for config in it.of_kind("ConfigMap")
+                if config["metadata"]["name"].startswith("keypool-environment")
+            )
+            variables["KEYPOOL_SERVER__REQUEST_TIMEOUT"] = "15s"
+        self.finds("calls that may take 30 s are cut off after 25 s", call)
+
         def sleep(_, pod):
             del pod["containers"][0]["lifecycle"]
         self.finds("stops serving before", sleep)

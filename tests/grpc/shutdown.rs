@@ -3,29 +3,75 @@
 use keypool_client::v1::ErrorReason;
 use keypool_testing::{
     proxy::Proxy,
-    server::{Server, token},
+    server::{SERVICE, Server, token},
 };
+use tonic_health::pb::health_check_response::ServingStatus;
 
 use super::*;
 
-/// A call that reaches a server which was told to stop. That it is told to stop is kept from the
-/// client, which would call elsewhere otherwise.
+/// A client whose connection was there before its server is told to stop. That it was told is kept
+/// from the client, which would call elsewhere otherwise.
+struct Latecomer {
+    proxy: Proxy,
+    client: Client,
+}
+
+impl Latecomer {
+    async fn at(server: &Server) -> Self {
+        let proxy = Proxy::to(server.target()).await;
+        let uri = format!("http://{}", proxy.address());
+        let builder = Client::builder(uri, token("bob", "phone")).retries(0);
+        let client = builder.connect().await.unwrap();
+        client.pool_status().await.unwrap();
+        proxy.hold_answers();
+        Self { proxy, client }
+    }
+
+    /// What its next call is answered.
+    async fn refused_by(self, server: &Server) -> Rejection {
+        let Self { proxy, client } = self;
+        let call = tokio::spawn(async move { client.pool_status().await });
+        server.logged("SHUTTING_DOWN").await;
+        proxy.open();
+        rejection(call.await.unwrap())
+    }
+}
+
+/// A call that reaches a server which was told to stop.
 pub(super) async fn refused_while_stopping() -> Rejection {
     let database = database().await;
     let mut server = Server::start(&database, &options()).await;
-    let proxy = Proxy::to(server.target()).await;
-    let uri = format!("http://{}", proxy.address());
-    let client = Client::builder(uri, token("bob", "phone")).retries(0).connect().await.unwrap();
-    client.pool_status().await.unwrap();
-    proxy.hold_answers();
+    let latecomer = Latecomer::at(&server).await;
     server.signal("TERM");
     server.refuses_connections().await;
-    let call = tokio::spawn(async move { client.pool_status().await });
-    server.logged("SHUTTING_DOWN").await;
-    proxy.open();
-    let refused = rejection(call.await.unwrap());
+    let refused = latecomer.refused_by(&server).await;
     assert_eq!(server.ended().await.code(), Some(0));
     refused
+}
+
+/// Balancers hear of it first; then what is under way ends well while what comes late is sent
+/// elsewhere; then the process is gone.
+#[tokio::test]
+async fn health_says_that_it_goes_while_calls_end_well() {
+    let database = database().await;
+    let mut server = Server::start(&database, &options()).await;
+    let latecomer = Latecomer::at(&server).await;
+    let mut health = server.health(SERVICE).await;
+    assert_eq!(health.next().await, ServingStatus::Serving);
+    let client = server.client("alice", "phone").await;
+    let lock = database.lock_table("pool").await;
+    let under_way = tokio::spawn(async move { client.pool_status().await });
+    database.waiting(1).await;
+
+    server.signal("TERM");
+    assert_eq!(health.next().await, ServingStatus::NotServing);
+    let refused = latecomer.refused_by(&server).await;
+    assert_eq!(refused.reason, Some(ErrorReason::ShuttingDown));
+    assert!(!under_way.is_finished());
+    lock.release().await;
+    under_way.await.unwrap().unwrap();
+    // Though somebody still watches its health.
+    assert_eq!(server.ended().await.code(), Some(0), "{}", server.log());
 }
 
 #[tokio::test]
