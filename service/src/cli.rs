@@ -13,7 +13,6 @@ use clap::{
 use keypool_service::{
     domain::ids::{ClientId, ClientKey, UserId},
     grpc::auth::Scope,
-    store::LockPatience,
     token::TokenRequest,
 };
 
@@ -100,16 +99,10 @@ pub(crate) struct MigrateArgs {
     /// An automatic vacuum gives way to what has waited for Postgres's deadlock_timeout, 1s by
     /// default; a shorter time than that waits until it is done.
     #[arg(long, value_name = "TIME", default_value = "200ms", value_parser = lock_timeout)]
-    lock_timeout: Duration,
+    pub(crate) lock_timeout: Duration,
     /// How long to go on trying, as in 90s or 10m
     #[arg(long, value_name = "TIME", default_value = "5m", value_parser = humantime::parse_duration)]
-    timeout: Duration,
-}
-
-impl MigrateArgs {
-    pub(crate) fn patience(&self) -> LockPatience {
-        LockPatience { lock_timeout: self.lock_timeout, give_up_after: self.timeout }
-    }
+    pub(crate) timeout: Duration,
 }
 
 /// Postgres takes 0 for no limit at all.

@@ -9,13 +9,13 @@ use std::{
 };
 
 use clap::Parser as _;
-use cli::{CheckArgs, Cli, Command, ConfigArgs, PoolCommand, ShowArgs};
+use cli::{CheckArgs, Cli, Command, ConfigArgs, MigrateArgs, PoolCommand, ShowArgs};
 use keypool_service::{
     check::{self, Report},
     config::{self, Config, LogSection},
     domain::clock::{Clock as _, SystemClock},
     operate::{self, pools},
-    run,
+    run::{self, LockPatience},
     telemetry::{self, Traces},
     token::SigningKey,
 };
@@ -38,7 +38,8 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Migrate(args) => {
             let config = Config::load(&args.config.config, env::vars_os())?;
             telemetry::init(&config.log, None)?;
-            block_on(run::migrate(&config, args.patience()))
+            let MigrateArgs { lock_timeout, timeout: give_up_after, .. } = args;
+            block_on(run::migrate(&config, LockPatience { lock_timeout, give_up_after }))
         }
         Command::Wait(args) => {
             let config = Config::load(&args.config.config, env::vars_os())?;

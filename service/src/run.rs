@@ -33,9 +33,11 @@ use crate::{
     },
     pool::{KeyPool, SweepPolicy, WatchLimits},
     server::{self, ConnectionLimits, Listeners, MetricsOptions, ServerOptions, Tls, TlsFiles},
-    store::{LockPatience, Store, StoreOptions, newest_migration},
+    store::{Store, StoreOptions, newest_migration},
     token::SigningKey,
 };
+
+pub use crate::store::LockPatience;
 
 /// The audience of the tokens that `keypool dev` accepts and `keypool token` makes by default.
 const DEV_AUDIENCE: &str = "keypool";
