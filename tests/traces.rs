@@ -1,7 +1,9 @@
 //! Calls are part of their callers' traces, which a collector gets and which tell of nobody.
 
 use std::{
+    fs,
     net::SocketAddr,
+    path::Path,
     sync::{Arc, Mutex},
 };
 
@@ -13,7 +15,8 @@ use keypool_service::{
 use keypool_testing::{
     database::TestDatabase,
     forge::Forge,
-    server::{Server, ServerOptions, token},
+    server::{ConfigFile, Server, ServerOptions, token},
+    tls::Ca,
 };
 use opentelemetry_proto::tonic::{
     collector::trace::v1::{
@@ -25,7 +28,7 @@ use opentelemetry_proto::tonic::{
 };
 use tokio::net::TcpListener;
 use tokio_stream::wrappers::TcpListenerStream;
-use tonic::{Request, Response, Status};
+use tonic::{Request, Response, Status, transport::ServerTlsConfig};
 
 const SERVICE: &str = "keypool.v1.KeyPackageService";
 const SUITE: u16 = 1;
@@ -49,11 +52,21 @@ impl TraceService for Collector {
 
 impl Collector {
     async fn start() -> (Self, SocketAddr) {
+        Self::on(tonic::transport::Server::builder()).await
+    }
+
+    /// One that a certificate of this CA vouches for.
+    async fn with_tls(ca: &Ca) -> (Self, SocketAddr) {
+        let tls = ServerTlsConfig::new().identity(ca.server("localhost"));
+        Self::on(tonic::transport::Server::builder().tls_config(tls).unwrap()).await
+    }
+
+    async fn on(mut server: tonic::transport::Server) -> (Self, SocketAddr) {
         let collector = Self::default();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let service = TraceServiceServer::new(collector.clone());
-        let serving = tonic::transport::Server::builder().add_service(service);
+        let serving = server.add_service(service);
         tokio::spawn(serving.serve_with_incoming(TcpListenerStream::new(listener)));
         (collector, address)
     }
@@ -124,6 +137,57 @@ async fn calls_join_their_callers_traces() {
     let text = format!("{all:?}");
     for secret in ["bob", "nobody", "phone", "a group", &token("bob", "phone")[..20]] {
         assert!(!text.contains(secret), "{secret}: {text}");
+    }
+}
+
+/// A server that traces every call, sends them to this URL, and has answered one and ended.
+async fn traced_one_call(endpoint: &str, ca: &Path) {
+    let database = TestDatabase::migrated(&MIGRATOR).await;
+    let options = ServerOptions::default()
+        .text("traces.endpoint", endpoint)
+        .text("traces.ca", ca.to_str().unwrap());
+    let mut server = Server::start(&database, &options).await;
+    caller(&server, 0x51, true).await.pool_status().await.unwrap();
+    server.signal("TERM");
+    assert!(server.ended().await.success());
+}
+
+#[tokio::test]
+async fn a_collector_with_tls_is_believed_if_its_ca_is_the_one_that_was_named() {
+    let (own, other) = (Ca::new(), Ca::new());
+    let (collector, address) = Collector::with_tls(&own).await;
+    let endpoint = format!("https://localhost:{}", address.port());
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("ca.crt");
+    fs::write(&file, &other.pem).unwrap();
+    traced_one_call(&endpoint, &file).await;
+    assert_eq!(collector.of(0x51), []);
+    fs::write(&file, &own.pem).unwrap();
+    traced_one_call(&endpoint, &file).await;
+    assert_eq!(collector.of(0x51).len(), 1);
+}
+
+#[tokio::test]
+async fn a_file_of_cas_that_is_none_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("ca.crt");
+    let options = ServerOptions::default()
+        .text("traces.endpoint", "https://localhost:4317")
+        .text("traces.ca", file.to_str().unwrap());
+    let config = ConfigFile::new("postgres://127.0.0.1:1/keypool", &options);
+    for (text, reason) in [
+        (None, "No such file"),
+        (Some(""), "it holds no certificate"),
+        (Some("-----BEGIN CERTIFICATE-----\n!\n-----END CERTIFICATE-----"), "it is no PEM file"),
+    ] {
+        if let Some(text) = text {
+            fs::write(&file, text).unwrap();
+        }
+        let serve = String::from_utf8(config.run("serve").await.stderr).unwrap();
+        let expected = format!("keypool: traces.ca: {}: {reason}", file.display());
+        assert!(serve.starts_with(&expected), "{serve}");
+        let check = String::from_utf8(config.run("check").await.stdout).unwrap();
+        assert!(check.contains(&format!("traces.ca: {}: {reason}", file.display())), "{check}");
     }
 }
 

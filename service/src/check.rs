@@ -17,6 +17,7 @@ use crate::{
     run,
     server::Tls,
     store::{Diagnosis, Store},
+    telemetry::traces,
 };
 
 /// What the migrations and statements were written for.
@@ -112,6 +113,9 @@ fn files(config: &Config, report: &mut Report) {
         Some(Ok(tls)) => certificate(&tls, report),
         Some(Err(error)) => report.problem("tls", format!("{error:#}")),
         None => {}
+    }
+    if let Err(error) = traces::tls(&config.traces) {
+        report.problem("traces.ca", format!("{error:#}"));
     }
     if let Err(error) = run::load_trust_anchors(&config.upload.trust_anchors) {
         report.problem("upload.trust_anchors", format!("{error:#}"));

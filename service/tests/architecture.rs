@@ -20,7 +20,7 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
     ("telemetry", &["config"]),
     ("grpc", &["domain", "pool", "config", "metrics", "telemetry"]),
     ("token", &["domain", "grpc::auth"]),
-    ("check", &["config", "domain", "grpc::auth", "run", "server", "store"]),
+    ("check", &["config", "domain", "grpc::auth", "run", "server", "store", "telemetry"]),
     ("server", &["domain", "store", "pool", "grpc", "metrics", "telemetry"]),
     ("run", &["config", "dev", "domain", "grpc", "pool", "server", "store", "token"]),
     ("operate", &["config", "domain", "run", "store"]),

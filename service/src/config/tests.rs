@@ -194,6 +194,13 @@ fn each_bad_value_is_named_with_its_reason() {
             "jwks_url = \"https://a/b\"\njwks_max_age = \"5m\"",
             "must exceed auth.jwks_refresh_interval",
         ),
+        ("[traces]", "endpoint = \"ftp://collector:4317\"", "must be a URL"),
+        ("[traces]", "endpoint = \"http:/4317\"", "must be a URL"),
+        (
+            "[traces]",
+            "endpoint = \"http://collector:4317\"\nca = \"ca.crt\"",
+            "needs a traces.endpoint with https",
+        ),
         ("[pool]", "lapse = \"keep\"", "must be \"return\" or \"burn\""),
         ("[pool]", "low_watermark = 32", "must be below pool.target"),
         ("[pool]", "target = 65", "must not exceed pool.hard_cap"),

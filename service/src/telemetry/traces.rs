@@ -1,23 +1,26 @@
 //! Traces of calls, sent to an OpenTelemetry collector. Where none is configured nothing is done.
 
 use std::{
+    fs,
     sync::atomic::{AtomicBool, Ordering},
     time::Duration,
 };
 
-use anyhow::Context as _;
+use anyhow::{Context as _, ensure};
 use http::HeaderMap;
 use opentelemetry::{
     KeyValue,
     propagation::{Extractor, TextMapPropagator as _},
     trace::{Status, TracerProvider as _},
 };
-use opentelemetry_otlp::{SpanExporter, WithExportConfig as _};
+use opentelemetry_otlp::tonic_types::transport::{Certificate, ClientTlsConfig};
+use opentelemetry_otlp::{SpanExporter, WithExportConfig as _, WithTonicConfig as _};
 use opentelemetry_sdk::{
     Resource,
     propagation::TraceContextPropagator,
     trace::{Sampler, SdkTracerProvider},
 };
+use rustls_pki_types::{CertificateDer, pem::PemObject as _};
 use tracing::{Span, Subscriber};
 use tracing_opentelemetry::OpenTelemetrySpanExt as _;
 use tracing_subscriber::{Layer, filter::dynamic_filter_fn, registry::LookupSpan};
@@ -43,10 +46,13 @@ impl Traces {
     /// there is something to send.
     ///
     /// # Errors
-    /// An endpoint that is no URL.
+    /// An endpoint that cannot be used; a file of CAs that is none.
     pub fn start(section: &TracesSection) -> anyhow::Result<Option<Self>> {
         let Some(endpoint) = &section.endpoint else { return Ok(None) };
-        let exporter = SpanExporter::builder().with_tonic().with_endpoint(endpoint);
+        let mut exporter = SpanExporter::builder().with_tonic().with_endpoint(endpoint.to_string());
+        if let Some(tls) = tls(section).context("traces.ca")? {
+            exporter = exporter.with_tls_config(tls);
+        }
         let exporter = exporter.with_timeout(EXPORT_TIMEOUT).build();
         let exporter = exporter.context("traces.endpoint")?;
         let resource = Resource::builder()
@@ -83,6 +89,26 @@ impl Traces {
     pub fn finish(self) {
         if let Err(error) = self.provider.shutdown() {
             tracing::warn!(%error, "the last traces could not be sent");
+        }
+    }
+}
+
+/// Whom to believe that it is the collector, where it is reached by TLS.
+///
+/// # Errors
+/// A file of CAs that is none.
+pub(crate) fn tls(section: &TracesSection) -> anyhow::Result<Option<ClientTlsConfig>> {
+    let tls = ClientTlsConfig::new();
+    match &section.ca {
+        _ if !section.is_tls() => Ok(None),
+        None => Ok(Some(tls.trust_anchors(webpki_roots::TLS_SERVER_ROOTS.iter().cloned()))),
+        Some(path) => {
+            let named = || path.display().to_string();
+            let pem = fs::read(path).with_context(named)?;
+            let certificates: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&pem).collect();
+            let count = certificates.ok().context("it is no PEM file").with_context(named)?.len();
+            ensure!(count > 0, "{}: it holds no certificate", named());
+            Ok(Some(tls.ca_certificate(Certificate::from_pem(pem))))
         }
     }
 }

@@ -52,6 +52,12 @@ impl Ca {
         ClientTlsConfig::new().ca_certificate(ca).domain_name(SERVER_NAME)
     }
 
+    /// What a server of this name shows.
+    pub fn server(&self, name: &str) -> Identity {
+        let (certificate, key) = self.issue(name, ExtendedKeyUsagePurpose::ServerAuth);
+        Identity::from_pem(certificate, key)
+    }
+
     /// What a client shows that this CA vouches for.
     pub fn client(&self) -> Identity {
         let (certificate, key) = self.issue("client.test", ExtendedKeyUsagePurpose::ClientAuth);
