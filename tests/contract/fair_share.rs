@@ -2,7 +2,7 @@
 
 use keypool_service::{
     domain::{error::Error, ids::ClientKey, policy::PoolPolicy},
-    pool::{KeyPool, Reservation, ReserveRequest, Target, Unavailable},
+    pool::{KeyPool, Reservation, ReserveRequest, Selection, Target, Unavailable},
 };
 use keypool_testing::contract::{Device, Ground, adder, ask, group, reserve};
 use time::Duration;
@@ -108,14 +108,43 @@ async fn last_resort_grants_count() {
     let ground = fair().await;
     let mut bob = Device::new("bob", "phone");
     ground.stock_last_resort(&mut bob).await;
-    let caller = adder(0);
-    let again = || ground.reserve(&caller, &bob.key);
+    let (caller, owner) = (adder(0), bob.key.clone());
+    let again = || ground.reserve(&caller, &owner);
     let first = again().await.unwrap();
     assert!(first.last_resort && again().await.unwrap().last_resort);
     quota(&again().await);
     ground.a.spend(&adder(0), &[first.id], &group()).await.unwrap();
+    let third = again().await.unwrap();
+    assert!(third.last_resort);
+    quota(&again().await);
+    // Of a package that is gone as well: by its replacement, and by a Revoke.
+    ground.stock_last_resort(&mut bob).await;
+    quota(&again().await);
+    ground.a.revoke(&bob.key, None, Selection::All).await.unwrap();
+    ground.stock_last_resort(&mut bob).await;
+    quota(&again().await);
+    ground.a.release(&caller, &[third.id]).await.unwrap();
     assert!(again().await.unwrap().last_resort);
     quota(&again().await);
+    ground.pass(Duration::seconds(60));
+    assert!(again().await.unwrap().last_resort);
+}
+
+#[tokio::test]
+async fn a_request_for_a_last_resort_package_that_is_gone_gets_another_one() {
+    let ground = fair().await;
+    let mut bob = Device::new("bob", "phone");
+    let gone = ground.stock_last_resort(&mut bob).await;
+    let request = ask(&bob.key);
+    let first = reserve(&ground.a, &adder(0), &request).await.unwrap();
+    assert_eq!(first.key_package_ref, gone);
+    let current = ground.stock_last_resort(&mut bob).await;
+    let second = reserve(&ground.b, &adder(0), &request).await.unwrap();
+    assert_eq!(second.key_package_ref, current);
+    // From now on the same one; the caller holds both.
+    assert_eq!(reserve(&ground.a, &adder(0), &request).await.unwrap().id, second.id);
+    quota(&ground.reserve(&adder(0), &bob.key).await);
+    ground.a.spend(&adder(0), &[first.id, second.id], &group()).await.unwrap();
 }
 
 #[tokio::test]

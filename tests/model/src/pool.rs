@@ -181,18 +181,19 @@ impl Pool {
         self.now += time;
     }
 
-    /// The live reservations of an adder.
-    fn open(&self, adder: Adder) -> impl Iterator<Item = (Id, Suite, &Reservation)> {
+    /// The live reservations of an adder, and whether the package of each can be given again: a last
+    /// resort package that is gone cannot.
+    fn open(&self, adder: Adder) -> impl Iterator<Item = (Id, Suite, &Reservation, bool)> {
         let packages = self.packages.iter().enumerate().filter_map(|(at, package)| {
             let State::Reserved { by, .. } = &package.state else { return None };
-            Some((Id::Package(at, package.generation), package.suite, by))
+            Some((Id::Package(at, package.generation), package.suite, by, true))
         });
         let grants = self.grants.iter().enumerate().filter_map(|(at, grant)| {
             let of = &self.last_resorts[grant.last_resort];
-            let held = grant.state == GrantState::Reserved && of.live;
-            held.then_some((Id::Grant(at), of.suite, &grant.by))
+            let held = grant.state == GrantState::Reserved;
+            held.then_some((Id::Grant(at), of.suite, &grant.by, of.live))
         });
-        let live = move |(_, _, by): &(_, _, &Reservation)| {
+        let live = move |(_, _, by, _): &(_, _, &Reservation, _)| {
             by.holder.adder == adder && by.expires_at > self.now
         };
         packages.chain(grants).filter(live)
@@ -255,9 +256,11 @@ impl Pool {
         if self.packages.is_empty() && self.last_resorts.is_empty() {
             return Err(Unavailable::Exhausted);
         }
-        let same = |(_, _, by): &(Id, Suite, &Reservation)| by.request == ask.request;
+        let same = |(_, _, by, there): &(Id, Suite, &Reservation, bool)| {
+            by.request == ask.request && *there
+        };
         if !rules.has(Bug::IgnoresRequestId)
-            && let Some((id, suite, by)) = self.open(ask.adder).find(same)
+            && let Some((id, suite, by, _)) = self.open(ask.adder).find(same)
         {
             return match by.holder.group == ask.group && suite == ask.suite {
                 true => Ok(Reserved { id, expires_at: by.expires_at, again: true }),

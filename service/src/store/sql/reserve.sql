@@ -45,18 +45,20 @@ drawn AS MATERIALIZED (
 ),
 -- The caller's reservations in these pools that are not settled, lapsed ones among them. The
 -- snapshot may show a package as it was before the reservation, with a lower generation, or not
--- at all, if it was uploaded while this statement waited: then the package is null here.
+-- at all, if it was uploaded while this statement waited: then the package is null here. So it is
+-- for a last resort package that is gone: its grant is its holder's still and counts as any other,
+-- but the same request_id cannot get it again.
 unsettled AS MATERIALIZED (
     SELECT d.ord, o.request_id, o.group_id, o.cipher_suite, o.seq, o.generation, o.expires_at,
            o.expires_at > t.now AS live,
-           o.expires_at > t.now AND o.request_id = d.request_id AS again,
+           o.expires_at > t.now AND o.request_id = d.request_id AND NOT x.gone AS again,
            o.group_id <> d.group_id OR o.cipher_suite <> d.cipher_suite AS clash,
            x.key_package_ref, x.key_package, x.not_after
     FROM drawn d
     CROSS JOIN t
     CROSS JOIN LATERAL unnest(d.open) AS o
     CROSS JOIN LATERAL (
-        SELECT k.key_package_ref, k.key_package, k.not_after
+        SELECT k.key_package_ref, k.key_package, k.not_after, false AS gone
         FROM package k
         WHERE o.generation > 0
           AND k.bucket = d.bucket AND k.pool_id = d.pool_id
@@ -64,20 +66,20 @@ unsettled AS MATERIALIZED (
           AND (k.generation < o.generation
                OR (k.generation = o.generation AND k.state = 'reserved'))
         UNION ALL
-        SELECT l.key_package_ref, l.key_package, l.not_after
+        SELECT l.key_package_ref, l.key_package, l.not_after, l.key_package_ref IS NULL
         FROM last_resort_grant g
-        JOIN last_resort l USING (bucket, pool_id, cipher_suite, key_package_ref)
+        LEFT JOIN last_resort l USING (bucket, pool_id, cipher_suite, key_package_ref)
         WHERE o.generation = 0 AND o.expires_at > t.now
           AND g.bucket = d.bucket AND g.pool_id = d.pool_id
           AND g.cipher_suite = o.cipher_suite AND g.grant_id = o.seq AND g.state = 'reserved'
         UNION ALL
-        SELECT NULL, NULL, NULL
+        SELECT NULL, NULL, NULL, false
         WHERE o.generation = 0 AND o.expires_at > t.now
           AND NOT EXISTS (SELECT FROM last_resort_grant g
                           WHERE g.bucket = d.bucket AND g.pool_id = d.pool_id
                             AND g.cipher_suite = o.cipher_suite AND g.grant_id = o.seq)
         UNION ALL
-        SELECT NULL, NULL, NULL
+        SELECT NULL, NULL, NULL, false
         WHERE o.generation > 0
           AND NOT EXISTS (SELECT FROM pool_suite u
                           WHERE u.bucket = d.bucket AND u.pool_id = d.pool_id

@@ -146,7 +146,7 @@ struct Held {
     settled: Option<Micros>,
 }
 
-/// No statement gave a caller a package while it knew of as many live one-time ones as it may hold.
+/// No statement gave a caller a package while it knew of as many live ones as it may hold.
 fn fair_share(index: &Index<'_>, report: &mut Report) {
     let mut made = HashMap::new();
     for ack in index.acks.values().flatten().chain(&index.grant_acks) {
@@ -201,10 +201,7 @@ fn fair_share(index: &Index<'_>, report: &mut Report) {
                     report.add(Kind::FairShareBroken, what);
                 }
             }
-            // The grant of a last resort package that was replaced since counts no more.
-            if !next.slot.is_last_resort() {
-                open.push(next);
-            }
+            open.push(next);
         }
     }
 }
