@@ -3,7 +3,11 @@
 use std::time::Duration;
 
 use keypool_client::v1::ErrorReason;
-use keypool_testing::proxy::Proxy;
+use keypool_testing::proxy::{Proxy, Target};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpListener,
+};
 
 use super::*;
 
@@ -112,4 +116,45 @@ async fn without_a_database_every_call_says_so_and_when_it_is_back_they_succeed(
     proxy.open();
     keypool_testing::server::until(async || client.pool_status().await.is_ok()).await;
     assert_eq!(counts(&client).await.available, 1);
+}
+
+/// What a new connection is told by a Postgres whose disk is full: an internal error that ends it.
+const CANNOT_BEGIN: &[u8] = b"SFATAL\0VFATAL\0CXX000\0Mcould not write init file\0\0";
+
+/// Something that answers whoever connects as such a Postgres does.
+async fn postgres_that_lets_nobody_in() -> Target {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let mut told = [0; 1024];
+            if stream.read(&mut told).await.is_ok_and(|read| read > 0) {
+                let length = u32::try_from(CANNOT_BEGIN.len() + 4).unwrap().to_be_bytes();
+                let answer = [b"E", &length[..], CANNOT_BEGIN].concat();
+                let _ = stream.write_all(&answer).await; // whoever has gone need not know
+            }
+        }
+    });
+    Target::Tcp(address)
+}
+
+/// Whatever the code of the error: that Postgres ends connections is an outage, and no fault of the
+/// service.
+#[tokio::test]
+async fn a_database_that_ends_new_connections_is_not_taken_for_a_fault() {
+    let database = database().await;
+    let proxy = Proxy::to(database.target()).await;
+    let quick = options().text("database.acquire_timeout", "1s");
+    let server = Server::on(&database.url_through(&proxy, "password"), &quick).await;
+    let client = publish_some(&server, "bob", 1).await;
+    proxy.cut();
+    rejection(client.pool_status().await);
+    proxy.lead_to(postgres_that_lets_nobody_in().await);
+    proxy.open();
+    for _ in 0..4 {
+        let refused = rejection(client.pool_status().await);
+        assert_eq!(refused.reason, Some(ErrorReason::StoreUnavailable), "{refused:?}");
+    }
+    proxy.lead_to(database.target());
+    keypool_testing::server::until(async || client.pool_status().await.is_ok()).await;
 }

@@ -28,7 +28,7 @@ use sqlx::{
     PgPool, Postgres,
     error::DatabaseError,
     pool::PoolConnection,
-    postgres::{PgConnectOptions, PgPoolOptions},
+    postgres::{PgConnectOptions, PgDatabaseError, PgPoolOptions, PgSeverity},
 };
 use time::OffsetDateTime;
 use tokio::{sync::Mutex, time::Instant};
@@ -300,13 +300,18 @@ impl Store {
             || code.starts_with("08")
             || code.starts_with("57P")
             || code == "25006";
-        // Too many connections, a full disk, no memory; a disk that fails; a database that lets
-        // nobody in.
-        let cannot = code.starts_with("53") || code.starts_with("58") || code == "55000";
+        // Too many connections, a full disk, no memory; a disk that fails.
+        let cannot = code.starts_with("53") || code.starts_with("58");
+        // Postgres ended the connection, or did not let it in: with a full disk, a new one that
+        // cannot write its cache ends with XX000, an internal error.
+        let ended = error
+            .as_database_error()
+            .and_then(|cause| cause.try_downcast_ref::<PgDatabaseError>())
+            .is_some_and(|cause| matches!(cause.severity(), PgSeverity::Fatal | PgSeverity::Panic));
         let unavailable = match &*error {
             Sqlx::PoolTimedOut => !self.outage.is_reachable(),
             Sqlx::Tls(_) | Sqlx::PoolClosed | Sqlx::WorkerCrashed => true,
-            _ => broke || cannot,
+            _ => broke || cannot || ended,
         };
         if broke {
             self.outage.broke(Instant::now());
