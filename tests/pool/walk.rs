@@ -9,7 +9,7 @@ mod explain;
 mod invariants;
 mod rows;
 
-use keypool_model::{FairShare, Lapse, Rules};
+use keypool_model::{FairShare, Lapse, Rules, Time};
 use keypool_service::domain::{
     ids::ClientKey,
     policy::{LapsePolicy, NEWCOMER_AFTER, PoolPolicy},
@@ -17,7 +17,7 @@ use keypool_service::domain::{
 use keypool_testing::world::{World, client};
 use proptest::test_runner::{Config, RngSeed, TestRunner};
 
-use calls::{Call, Made, Step};
+use calls::{Call, LONGEST_TTL, Made, Step};
 use explain::Known;
 
 /// Walks of each kind, unless `KEYPOOL_WALKS` says otherwise: some ten seconds.
@@ -65,15 +65,23 @@ impl Walk {
         keypool_service::domain::clock::Clock::now(&self.world.clock)
     }
 
+    fn pass(&mut self, seconds: Time) {
+        self.world.pass(seconds.into());
+        self.known.pools.iter_mut().for_each(|pool| pool.pass(seconds));
+    }
+
+    async fn sweep(&mut self) {
+        self.world.sweep().await;
+        self.known.pools.iter_mut().for_each(|pool| pool.sweep(&self.rules));
+    }
+
     async fn take(&mut self, step: Step) {
         match step {
-            Step::Pass(seconds) => {
-                self.world.pass(seconds.into());
-                self.known.pools.iter_mut().for_each(|pool| pool.pass(seconds));
-            }
-            Step::Sweep => {
-                self.world.sweep().await;
-                self.known.pools.iter_mut().for_each(|pool| pool.sweep(&self.rules));
+            Step::Pass(seconds) => self.pass(seconds),
+            Step::Sweep => self.sweep().await,
+            Step::Lapse => {
+                self.pass(LONGEST_TTL);
+                self.sweep().await;
             }
             Step::Calls(calls) => {
                 let calls: Vec<Call> = calls.into_iter().filter_map(|c| self.prepare(c)).collect();

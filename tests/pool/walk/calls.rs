@@ -18,11 +18,16 @@ use time::Duration;
 
 use super::Walk;
 
+/// No reservation is asked for for so long, in seconds.
+pub(super) const LONGEST_TTL: Time = 120;
+
 /// A step of a walk. Numbers pick among what there is by then.
 #[derive(Debug, Clone)]
 pub(super) enum Step {
     Pass(Time),
     Sweep,
+    /// Reservations lapse, and the sweeper sees it before anyone else.
+    Lapse,
     /// At once.
     Calls(Vec<Plan>),
 }
@@ -77,7 +82,7 @@ pub(super) fn steps(at_once: usize) -> impl Strategy<Value = Vec<Step>> {
         .prop_map(|(owner, new, again)| Plan::Upload { owner, new, again });
     // More than one pool at a time is not one step, when others come in between.
     let owners = if at_once > 1 { 1..3_usize } else { 1..4 };
-    let reserve = (owner(), owners, 1..3_u8, suite(), 1..120_u32, any::<[bool; 2]>()).prop_map(
+    let reserve = (owner(), owners, 1..3_u8, suite(), 1..LONGEST_TTL, any::<[bool; 2]>()).prop_map(
         |(adder, owners, group, suite, ttl, flags)| Plan::Reserve {
             adder,
             owners,
@@ -102,6 +107,7 @@ pub(super) fn steps(at_once: usize) -> impl Strategy<Value = Vec<Step>> {
     let step = prop_oneof![
         10 => prop::sample::select(vec![1, 20, 60, 600, 4_000, 40_000]).prop_map(Step::Pass),
         7 => Just(Step::Sweep),
+        5 => Just(Step::Lapse),
         80 => prop::collection::vec(plan, 1..=at_once).prop_map(Step::Calls),
     ];
     prop::collection::vec(step, 1..45)
