@@ -8,9 +8,24 @@ use stateright::Property;
 
 use super::scene::{Got, Scene, Step, TTL, World};
 
-/// A promise.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) enum Promise {
+/// The promises about single calls, and a property for each: that it was never broken.
+macro_rules! promises {
+    ($($promise:ident),+ $(,)?) => {
+        /// A promise.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+        pub(super) enum Promise {
+            $($promise),+
+        }
+
+        fn never_broken() -> Vec<Property<World>> {
+            vec![$(Property::always(stringify!($promise), |_, scene: &Scene| {
+                scene.broken != Some(Promise::$promise)
+            })),+]
+        }
+    };
+}
+
+promises!(
     SpentOnce,
     TerminalStaysTerminal,
     RevokedNeverReturns,
@@ -27,7 +42,7 @@ pub(super) enum Promise {
     LastOnesForNewcomers,
     EndedIsRefused,
     OnlyWhatIsFree,
-}
+);
 
 /// What a call answered.
 #[derive(Debug)]
@@ -45,31 +60,7 @@ pub(super) const HEALS: &str = "once time has passed, nobody keeps a package";
 
 /// One for each promise.
 pub(super) fn properties() -> Vec<Property<World>> {
-    macro_rules! never_broken {
-        ($($promise:ident),+) => {
-            vec![$(Property::always(stringify!($promise), |_, scene: &Scene| {
-                scene.broken != Some(Promise::$promise)
-            })),+]
-        };
-    }
-    let mut properties = never_broken!(
-        SpentOnce,
-        TerminalStaysTerminal,
-        RevokedNeverReturns,
-        BurnedNeverReturns,
-        HeldUntilItEnds,
-        HolderCanSpend,
-        NobodyElseCanSpend,
-        SpentMeansSpent,
-        SameRequestSamePackage,
-        OrderOfIssue,
-        LastResortComesLast,
-        NothingNearlyExpired,
-        FairShare,
-        LastOnesForNewcomers,
-        EndedIsRefused,
-        OnlyWhatIsFree
-    );
+    let mut properties = never_broken();
     properties.push(Property::always(ONE_HOLDER, |_, scene: &Scene| {
         let held = scene.adders.each_ref().map(|person| match person.step {
             Step::Holding(Got { id: Id::Package(at, _), expires_at })
