@@ -17,6 +17,7 @@ mod role;
 mod row;
 mod sample;
 mod settle;
+mod settle_jobs;
 mod status;
 mod sweep;
 mod upload;
@@ -41,7 +42,7 @@ use crate::{
 use batch::Batcher;
 use outage::Outage;
 use reserve_jobs::{ClientsOf, ReserveFresh, ReserveRound};
-use settle::{ReleaseCall, SpendCall, SpendHeld};
+use settle_jobs::{ReleaseCall, SpendCall, SpendHeld};
 
 pub use diagnose::Diagnosis;
 pub use events::{EventPools, EventQuery};
