@@ -1,9 +1,9 @@
 //! The server itself: made, started, watched and stopped.
 
 use std::{
-    fs::{self, File, TryLockError},
+    fs::File,
     io::{Read as _, Seek as _, SeekFrom},
-    os::unix::{self, ffi::OsStrExt as _, process::CommandExt as _},
+    os::unix::{ffi::OsStrExt as _, process::CommandExt as _},
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
     sync::mpsc,
@@ -15,24 +15,18 @@ use anyhow::{Context as _, anyhow, bail};
 use sqlx::{Connection as _, PgConnection, postgres::PgConnectOptions};
 use tempfile::TempDir;
 
-use super::{
-    account::{Account, create_private_dir},
-    binaries::Binaries,
-};
+use super::{account::Account, binaries::Binaries, cluster};
 
 /// How long a server may take until it accepts connections; recovery after a crash takes longest.
 const START_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long a server may take to write its checkpoint and end.
-const STOP_TIMEOUT: Duration = Duration::from_secs(30);
-const POLL_INTERVAL: Duration = Duration::from_millis(10);
+pub(super) const STOP_TIMEOUT: Duration = Duration::from_secs(30);
+pub(super) const POLL_INTERVAL: Duration = Duration::from_millis(10);
 
 /// The only one: nothing listens on TCP, the number is just part of the socket's name.
 const PORT: u16 = 5432;
 /// The longest path that fits a socket address on Linux (107 bytes) and the BSDs (103 bytes).
 const MAX_SOCKET_PATH: usize = 103;
-
-/// Where root keeps the databases of data folders that Postgres's account cannot enter.
-const ROOT_CLUSTERS: &str = "/var/lib/keypool";
 
 /// How an [`EmbeddedPostgres`] is run.
 #[derive(Debug, Clone, Default)]
@@ -48,7 +42,7 @@ impl PostgresOptions {
         self
     }
 
-    fn durable(&self) -> bool {
+    pub(super) fn durable(&self) -> bool {
         let last = self.settings.iter().rfind(|(name, _)| name == "fsync");
         last.is_none_or(|(_, value)| !matches!(value.as_str(), "off" | "false" | "no" | "0"))
     }
@@ -109,13 +103,13 @@ impl EmbeddedPostgres {
 
     fn launch(data_dir: &Path, options: &PostgresOptions) -> anyhow::Result<Self> {
         let account = Account::for_postgres()?;
-        let (data_dir, lock) = lock_data_dir(data_dir, account)?;
-        let cluster = cluster_dir(&data_dir, account)?;
-        let binaries = Binaries::find(account, cluster_version(&cluster)?)?;
+        let (data_dir, lock) = cluster::lock_data_dir(data_dir, account)?;
+        let cluster = cluster::dir(&data_dir, account)?;
+        let binaries = Binaries::find(account, cluster::version(&cluster)?)?;
         if !cluster.exists() {
-            create_cluster(&binaries, &cluster, account, options)?;
+            cluster::create(&binaries, &cluster, account, options)?;
         }
-        end_predecessors(&cluster)?;
+        cluster::end_predecessors(&cluster)?;
 
         let (socket_dir, own_socket_dir) = socket_dir(&cluster, account)?;
         let log = data_dir.join("postgres.log");
@@ -196,146 +190,6 @@ impl Drop for EmbeddedPostgres {
     }
 }
 
-/// Creates the data folder and takes its lock, which the kernel releases when this process ends.
-fn lock_data_dir(data_dir: &Path, account: Option<Account>) -> anyhow::Result<(PathBuf, File)> {
-    let context = || format!("data folder {}", data_dir.display());
-    fs::create_dir_all(data_dir).with_context(context)?;
-    let data_dir = data_dir.canonicalize().with_context(context)?;
-    if account.is_some() && fs::read_dir(&data_dir)?.next().is_none() {
-        // An empty folder is taken for Postgres's own; mktemp makes them closed to others.
-        open_for_passage(&data_dir)?;
-    }
-    let path = data_dir.join("postgres.lock");
-    let lock = File::create(&path).with_context(|| path.display().to_string())?;
-    match lock.try_lock() {
-        Ok(()) => Ok((data_dir, lock)),
-        Err(TryLockError::WouldBlock) => {
-            bail!("data folder {} is in use by another keypool", data_dir.display())
-        }
-        Err(TryLockError::Error(error)) => {
-            Err(error).with_context(|| format!("locking {}", path.display()))
-        }
-    }
-}
-
-/// Lets others pass through a folder, though not list it.
-fn open_for_passage(dir: &Path) -> std::io::Result<()> {
-    use std::os::unix::fs::PermissionsExt as _;
-
-    let mode = fs::metadata(dir)?.permissions().mode();
-    fs::set_permissions(dir, fs::Permissions::from_mode(mode | 0o011))
-}
-
-/// Where the database is or will be: `postgres` in the data folder, or what that links to.
-fn cluster_dir(data_dir: &Path, account: Option<Account>) -> anyhow::Result<PathBuf> {
-    let cluster = data_dir.join("postgres");
-    if let Ok(target) = fs::read_link(&cluster) {
-        return Ok(target);
-    }
-    match account {
-        Some(account) if !cluster.exists() && !account.can_enter(data_dir)? => {
-            fs::create_dir_all(ROOT_CLUSTERS).context(ROOT_CLUSTERS)?;
-            let target = Path::new(ROOT_CLUSTERS).join(uuid::Uuid::new_v4().to_string());
-            tracing::warn!(
-                "the user that runs Postgres cannot enter {}: the database is in {}",
-                data_dir.display(),
-                target.display()
-            );
-            unix::fs::symlink(&target, &cluster)?;
-            Ok(target)
-        }
-        _ => Ok(cluster),
-    }
-}
-
-/// The major version that made the database; `None` when there is none yet.
-fn cluster_version(cluster: &Path) -> anyhow::Result<Option<u32>> {
-    if !cluster.exists() {
-        return Ok(None);
-    }
-    let path = cluster.join("PG_VERSION");
-    let version = fs::read_to_string(&path)
-        .with_context(|| format!("{} is no database of Postgres's", cluster.display()))?;
-    Ok(Some(version.trim().parse().with_context(|| path.display().to_string())?))
-}
-
-/// Makes the database next to its place and moves it there, so that it is whole or absent.
-fn create_cluster(
-    binaries: &Binaries,
-    cluster: &Path,
-    account: Option<Account>,
-    options: &PostgresOptions,
-) -> anyhow::Result<()> {
-    tracing::info!("creating a PostgreSQL {} database", binaries.major());
-    let unfinished = cluster.with_extension("new");
-    if unfinished.exists() {
-        fs::remove_dir_all(&unfinished)?;
-    }
-    create_private_dir(&unfinished, account)?;
-    let mut initdb = binaries.command("initdb");
-    initdb.arg("-D").arg(&unfinished);
-    initdb.args(["--username=postgres", "--encoding=UTF8", "--locale=C"]);
-    initdb.args(["--auth-local=trust", "--auth-host=reject"]);
-    if !options.durable() {
-        initdb.arg("--no-sync");
-    }
-    let output = initdb.stdin(Stdio::null()).output().context("running initdb")?;
-    if !output.status.success() {
-        bail!("initdb failed: {}", String::from_utf8_lossy(&output.stderr).trim());
-    }
-    fs::rename(&unfinished, cluster)?;
-    Ok(())
-}
-
-/// Waits for what a killed keypool left running on the database. The lock is held, so no living
-/// keypool needs it.
-fn end_predecessors(cluster: &Path) -> anyhow::Result<()> {
-    if !Path::new("/proc/self").exists() {
-        return Ok(()); // Postgres itself then refuses to start beside another server.
-    }
-    let deadline = Instant::now() + STOP_TIMEOUT;
-    let pid_file = cluster.join("postmaster.pid");
-    let mut signalled = false;
-    loop {
-        let running = servers_in(cluster)?;
-        let Some(first) = running.first() else { break };
-        if Instant::now() > deadline {
-            bail!("process {first}, a Postgres of an earlier run, does not end");
-        }
-        let postmaster = fs::read_to_string(&pid_file).ok();
-        let postmaster = postmaster.and_then(|text| text.lines().next()?.trim().parse().ok());
-        if let Some(pid) = postmaster.filter(|pid| !signalled && running.contains(pid)) {
-            signal(pid, "INT")?;
-            signalled = true;
-        }
-        thread::sleep(POLL_INTERVAL);
-    }
-    // Its process is gone, but its number may be someone else's by now, which Postgres would
-    // take for a running server.
-    match fs::remove_file(&pid_file) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error.into()),
-        _ => Ok(()),
-    }
-}
-
-/// The processes of a server on this database, those that outlive a killed one included: all of
-/// them work in its folder.
-fn servers_in(cluster: &Path) -> anyhow::Result<Vec<u32>> {
-    let mut found = Vec::new();
-    for entry in fs::read_dir("/proc")?.flatten() {
-        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else {
-            continue;
-        };
-        let process = entry.path();
-        if fs::read_link(process.join("cwd")).is_ok_and(|cwd| cwd == cluster)
-            && fs::read_to_string(process.join("comm")).is_ok_and(|name| name.trim() == "postgres")
-        {
-            found.push(pid);
-        }
-    }
-    Ok(found)
-}
-
 /// The folder for the socket: the database's own, closed to others, unless its path is too long.
 fn socket_dir(
     cluster: &Path,
@@ -410,7 +264,7 @@ fn joined(keeper: JoinHandle<std::io::Result<ExitStatus>>) -> anyhow::Result<Exi
 }
 
 /// Sends a signal. The call itself would need unsafe code; the shell's own kill is everywhere.
-fn signal(pid: u32, name: &str) -> anyhow::Result<()> {
+pub(super) fn signal(pid: u32, name: &str) -> anyhow::Result<()> {
     let mut kill = Command::new("sh");
     kill.args(["-c", r#"kill -s "$0" "$1""#, name, &pid.to_string()]).stderr(Stdio::null());
     // A failure means that the process has just ended; whoever waits for it will see.
