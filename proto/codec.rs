@@ -15,7 +15,7 @@ use crate::v1;
 
 /// How many fields a request may have, those of its targets included. No list of the contract takes
 /// more than 1000 items, and an item of two bytes costs up to 48 once it is decoded.
-const MAX_FIELDS: usize = 4096;
+pub const MAX_REQUEST_FIELDS: usize = 4096;
 
 /// Encodes as [`ProstCodec`] does, but makes room for a message when there is one: tonic's 8 KiB
 /// for each call would be nearly all that an idle stream costs.
@@ -72,10 +72,10 @@ impl<U: Message + Default + 'static> Decoder for MessageDecoder<U> {
         .contains(&kind);
         // The field with lists of its own.
         let targets = (kind == TypeId::of::<v1::ReserveKeyPackagesRequest>()).then_some(4);
-        let mut left = MAX_FIELDS;
+        let mut left = MAX_REQUEST_FIELDS;
         if has_lists && !within(buf.chunk(), targets, &mut left) {
             return Err(Status::invalid_argument(format!(
-                "must have at most {MAX_FIELDS} fields, those of its targets included"
+                "must have at most {MAX_REQUEST_FIELDS} fields, those of its targets included"
             )));
         }
         self.0.decode(buf)

@@ -5,6 +5,8 @@
 mod codec;
 mod outcome;
 
+pub use codec::MAX_REQUEST_FIELDS;
+
 /// The messages and services of package `keypool.v1`.
 #[allow(clippy::all, clippy::pedantic, clippy::nursery, missing_docs)]
 #[allow(rustdoc::all)]

@@ -3,7 +3,10 @@
 use std::{error::Error as StdError, pin::Pin, sync::Arc, time::Duration};
 
 use futures_util::{Stream, StreamExt as _};
-use keypool_proto::v1::{self, key_package_service_server::KeyPackageService};
+use keypool_proto::{
+    MAX_REQUEST_FIELDS,
+    v1::{self, key_package_service_server::KeyPackageService},
+};
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Request, Response, Status};
 use tracing::Span;
@@ -147,8 +150,11 @@ pub fn explain_unread<B: Default>(
     let problem = match status.code() {
         Code::OutOfRange => format!("must have at most {max_request_bytes} bytes"),
         Code::Internal => "must be the protobuf encoding of the request".to_owned(),
-        // The decoder's own words, of too many fields.
-        Code::InvalidArgument => status.message().to_owned(),
+        // Too many fields: what the decoder refuses by itself.
+        Code::InvalidArgument => {
+            let too_many = Error::BatchTooLarge { field: "request", limit: MAX_REQUEST_FIELDS };
+            return refuse(&too_many).into_http();
+        }
         _ => return response,
     };
     // The whole message, which has no path.
