@@ -1,8 +1,9 @@
 //! `script/overload`: what becomes of the calls that are served when ten times as many come.
 
+mod report;
+
 use std::{
     collections::{BTreeMap, HashSet},
-    fmt::Write as _,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -13,12 +14,13 @@ use http::{HeaderValue, Uri};
 use keypool_proto::v1::{
     ReserveKeyPackagesRequest, ReserveKeyPackagesResponse, Target, reserve_result,
 };
-use serde::Serialize;
 use tokio::{
     sync::{Mutex, mpsc},
     task::{JoinHandle, JoinSet},
 };
 use uuid::Uuid;
+
+use report::{Report, Round, Stretch};
 
 use crate::{
     arguments::Arguments,
@@ -42,42 +44,6 @@ const CONNECTIONS: usize = 16;
 const IN_FLIGHT: usize = 512;
 /// Between two looks at the health, and at the memory.
 const PROBE_INTERVAL: Duration = Duration::from_millis(50);
-
-/// What was measured.
-#[derive(Debug, Serialize)]
-pub(crate) struct Report {
-    /// Clients that one call reserves from.
-    clients_a_call: usize,
-    peak: Stretch,
-    peak_concurrency: usize,
-    unloaded: Stretch,
-    overload: Stretch,
-    after: Stretch,
-    /// The server's resident memory over the overload, MiB.
-    memory_mib: Vec<f64>,
-    goodput_ratio: f64,
-    p99_ratio: f64,
-    memory_growth: f64,
-    /// What was wrong, and how often.
-    pub(crate) faults: BTreeMap<String, u64>,
-}
-
-/// One stretch of load.
-#[derive(Debug, Default, Serialize)]
-struct Stretch {
-    offered_per_s: f64,
-    goodput_per_s: f64,
-    p50_ms: f64,
-    p99_ms: f64,
-    /// Refused calls, by what they were told.
-    shed: BTreeMap<String, u64>,
-    shed_p99_ms: f64,
-    health_checks: usize,
-    health_p99_ms: f64,
-    server_cpu: f64,
-    postgres_cpu: f64,
-    load_cpu: f64,
-}
 
 /// Calls that are made before they are needed: the load shares the cores with the server.
 struct Calls {
@@ -343,6 +309,12 @@ impl Bench {
         Ok((stretch, probed.memory_mib))
     }
 
+    /// Makes the tables as they were: what was handed out may be so again.
+    async fn renew(&mut self) -> anyhow::Result<()> {
+        self.refs.clear();
+        self.site.renew().await
+    }
+
     /// More calls than can be answered in a second.
     fn most_a_second(&self) -> f64 {
         100_000.0 / self.clients as f64 + 1000.0
@@ -391,7 +363,7 @@ pub(crate) async fn measure(arguments: &Arguments, postgres: &Postgres) -> anyho
     let owners = match (arguments.owners.first(), arguments.quick) {
         (Some(owners), _) => *owners,
         (None, true) => 640,
-        (None, false) => 20_000,
+        (None, false) => 8_000,
     };
     let seconds = arguments.seconds.unwrap_or(if arguments.quick { 0.5 } else { 3.0 });
     let time = Duration::from_secs_f64(seconds);
@@ -403,7 +375,7 @@ pub(crate) async fn measure(arguments: &Arguments, postgres: &Postgres) -> anyho
         .collect();
     settings.push("limits.rate_limits=true".to_owned());
     settings.extend(arguments.set.iter().cloned());
-    let plan = Plan { owners, renewable: false, settings: &settings };
+    let plan = Plan { owners, renewable: true, settings: &settings };
     let site = Site::open(postgres, "keypool", &plan).await?;
     eprintln!("{owners} owners are there");
     let calls = Calls::new(owners, clients)?;
@@ -412,103 +384,31 @@ pub(crate) async fn measure(arguments: &Arguments, postgres: &Postgres) -> anyho
 
     // The first round warms up: tokens are verified, plans are made.
     bench.stretch(Arrivals::Closed(4), time).await?;
-    let mut peak = (Stretch::default(), 0);
+    let mut best = (0.0, 1);
     for workers in arguments.concurrency() {
-        bench.site.refill().await?;
+        bench.renew().await?;
         let (stretch, _) = bench.stretch(Arrivals::Closed(workers), time).await?;
         eprintln!(
             "{workers} at once: {:.0} calls/s, p99 {:.1} ms",
             stretch.goodput_per_s, stretch.p99_ms
         );
-        if stretch.goodput_per_s > peak.0.goodput_per_s {
-            peak = (stretch, workers);
+        if stretch.goodput_per_s > best.0 {
+            best = (stretch.goodput_per_s, workers);
         }
     }
-    let (peak, peak_concurrency) = peak;
-    bench.site.refill().await?;
-    let quiet = Arrivals::Open(peak.goodput_per_s * UNLOADED);
-    let (unloaded, _) = bench.stretch(quiet, time * 3).await?;
-    bench.site.refill().await?;
-    let flood = Arrivals::Open(peak.goodput_per_s * TIMES);
-    let (overload, memory_mib) = bench.stretch(flood, time * 3).await?;
-    bench.site.refill().await?;
-    let (after, _) = bench.stretch(Arrivals::Closed(peak_concurrency), time).await?;
-    // The second half of the time against the first.
-    let (early, late) = memory_mib.split_at(memory_mib.len() / 2);
-    let most = |part: &[f64]| part.iter().copied().fold(0.0, f64::max);
-    Ok(Report {
-        clients_a_call: clients,
-        goodput_ratio: overload.goodput_per_s / peak.goodput_per_s,
-        p99_ratio: overload.p99_ms / unloaded.p99_ms,
-        memory_growth: most(late) / most(early),
-        memory_mib,
-        peak,
-        peak_concurrency,
-        unloaded,
-        overload,
-        after,
-        faults: bench.faults,
-    })
-}
-
-impl Report {
-    /// As text, with the goals.
-    pub(crate) fn text(&self) -> String {
-        let mut text = format!(
-            "a call reserves from {} clients\n{:<10} {:>10} {:>10} {:>8} {:>8} {:>9} {:>9} {:>10} {:>7} {:>7} {:>7}\n",
-            self.clients_a_call,
-            "",
-            "offered/s",
-            "served/s",
-            "p50 ms",
-            "p99 ms",
-            "shed",
-            "shed p99",
-            "health p99",
-            "srv CPU",
-            "pg CPU",
-            "load CPU"
-        );
-        // Writing to a String cannot fail.
-        for (name, stretch) in [
-            ("peak", &self.peak),
-            ("unloaded", &self.unloaded),
-            ("10 x peak", &self.overload),
-            ("after", &self.after),
-        ] {
-            let _ = writeln!(
-                text,
-                "{name:<10} {:>10.0} {:>10.0} {:>8.2} {:>8.2} {:>9} {:>9.2} {:>10.2} {:>7.2} {:>7.2} {:>7.2}",
-                stretch.offered_per_s,
-                stretch.goodput_per_s,
-                stretch.p50_ms,
-                stretch.p99_ms,
-                stretch.shed.values().sum::<u64>(),
-                stretch.shed_p99_ms,
-                stretch.health_p99_ms,
-                stretch.server_cpu,
-                stretch.postgres_cpu,
-                stretch.load_cpu,
-            );
-        }
-        for (reason, times) in &self.overload.shed {
-            let _ = writeln!(text, "refused at 10 x peak, {times} times: {reason}");
-        }
-        let memory: Vec<String> = self.memory_mib.iter().map(|mib| format!("{mib:.0}")).collect();
-        let _ = writeln!(text, "the server's memory at 10 x peak, MiB: {}", memory.join(" "));
-        for (name, measured, goal, at_least) in [
-            ("goodput at 10 x peak by that at the peak", self.goodput_ratio, 0.9, true),
-            ("p99 at 10 x peak by the unloaded one", self.p99_ratio, 5.0, false),
-            ("memory of the second half by that of the first", self.memory_growth, 1.1, false),
-        ] {
-            let met = if at_least { measured >= goal } else { measured <= goal };
-            let bound = if at_least { "at least" } else { "at most" };
-            let verdict = if met { "met" } else { "MISSED" };
-            let _ = writeln!(text, "{verdict:<7} {name}: {measured:.2}, {bound} {goal:.2}");
-        }
-        for (fault, times) in &self.faults {
-            let _ = writeln!(text, "WRONG, {times} times: {fault}");
-        }
-        text
+    let peak_concurrency = best.1;
+    let mut rounds = Vec::new();
+    for round in 1..=arguments.rounds() {
+        bench.renew().await?;
+        let (peak, _) = bench.stretch(Arrivals::Closed(peak_concurrency), time).await?;
+        bench.renew().await?;
+        let quiet = Arrivals::Open(peak.goodput_per_s * UNLOADED);
+        let (unloaded, _) = bench.stretch(quiet, time * 4).await?;
+        bench.renew().await?;
+        let flood = Arrivals::Open(peak.goodput_per_s * TIMES);
+        let (overload, memory_mib) = bench.stretch(flood, time * 2).await?;
+        rounds.push(Round { peak, unloaded, overload, memory_mib });
+        eprintln!("round {round} of {}", arguments.rounds());
     }
+    Ok(Report::new(clients, peak_concurrency, rounds, bench.faults))
 }

@@ -172,7 +172,7 @@ impl Site {
     }
 
     /// Makes keypool's tables as they were after the fill.
-    async fn renew(&mut self) -> anyhow::Result<()> {
+    pub(crate) async fn renew(&mut self) -> anyhow::Result<()> {
         ensure!(self.renewable, "the stock of {} owners is used up", self.owners);
         // Foreign keys are not looked up: the rows were checked when they first came.
         let mut statements = vec!["SET session_replication_role = replica".to_owned()];
