@@ -10,7 +10,7 @@ use keypool_service::{
     },
     store::{ReserveAsk, ReserveBatch, ReserveOutcome},
 };
-use keypool_testing::watching::{Replicas, SUITE, client_key, packages};
+use keypool_testing::watching::{Replicas, SUITE, Watching, client_key, packages, reserve};
 use time::Duration;
 
 #[tokio::test]
@@ -47,4 +47,30 @@ async fn packages_that_others_are_taking_do_not_count_as_left() {
         .unwrap();
     let ReserveOutcome::Reserved(reserved) = &outcomes[0] else { panic!("{outcomes:?}") };
     assert_eq!(reserved.left, Some(8));
+}
+
+/// What a call has locked is passed over. If that call comes to nothing, fewer come after it than it
+/// says: the margin around the watermark covers as many as there are calls at once.
+#[tokio::test]
+async fn packages_that_were_passed_over_hide_no_crossing() {
+    let replicas = Replicas::new(PoolPolicy { low_watermark: 2, ..PoolPolicy::default() }).await;
+    let here = replicas.serve().await;
+    let bob = client_key("bob", "phone");
+    let owner = replicas.client(&here, &bob).await;
+    owner.upload(packages("bob", 28)).await.unwrap();
+    let adder = replicas.client(&here, &client_key("alice", "phone")).await;
+    let mut other = replicas.database.pool.begin().await.unwrap();
+    let locked = sqlx::query("SELECT FROM package WHERE behind >= 8 FOR UPDATE");
+    assert_eq!(locked.fetch_all(&mut *other).await.unwrap().len(), 20);
+    reserve(&adder, &bob, 8).await;
+    other.rollback().await.unwrap();
+
+    let overstated = "SELECT count(*) FROM package WHERE generation = 0 AND behind >= 8";
+    let overstated: i64 =
+        sqlx::query_scalar(overstated).fetch_one(&replicas.database.pool).await.unwrap();
+    assert_eq!(overstated, 20, "eight too many each");
+    let (mut stream, first) = Watching::start(&owner).await;
+    assert_eq!(first.cipher_suites[0].available, 20);
+    reserve(&adder, &bob, 18).await;
+    assert_eq!(stream.next_suite().await.available, 2, "the crossing");
 }

@@ -36,20 +36,26 @@ impl Walk {
         assert_eq!(self.world.number(unknown).await, 0);
 
         // At least so many come after a package as it says of itself. One that ends within the
-        // hour is passed over, and not issued any more. So is one that a call has locked that comes to
-        // nothing: then as many less come after it as there were calls beside that one, for which the
-        // service looks at a pool well before it is low.
-        let passed_over = if in_order { 0 } else { 3_i64 };
+        // hour is passed over, and not issued any more. Beside others, a Reserve passes over a package
+        // that is locked; if whoever has locked it does not take it, it stays behind those that were
+        // issued out of its turn.
         let overstated: i64 = sqlx::query_scalar(
             "SELECT count(*) FROM package k
-             WHERE generation = 0 AND not_after >= $1 + interval '1 hour' AND behind > $2 + (
+             WHERE generation = 0 AND not_after >= $1 + interval '1 hour' AND behind > (
                  SELECT count(*) FROM package x
                  WHERE (x.bucket, x.pool_id, x.cipher_suite)
                      = (k.bucket, k.pool_id, k.cipher_suite)
-                   AND x.generation = 0 AND (x.not_after, x.seq) > (k.not_after, k.seq))",
+                   AND x.generation = 0 AND (x.not_after, x.seq) > (k.not_after, k.seq))
+             + CASE WHEN $2 THEN 0 ELSE (
+                 SELECT count(*) FROM published x JOIN event e
+                     USING (bucket, pool_id, cipher_suite, seq)
+                 WHERE (x.bucket, x.pool_id, x.cipher_suite)
+                     = (k.bucket, k.pool_id, k.cipher_suite)
+                   AND (x.not_after, x.seq) > (k.not_after, k.seq)
+                   AND e.kind = 'reserved' AND e.generation = 1) END",
         )
         .bind(self.clock_now())
-        .bind(passed_over)
+        .bind(in_order)
         .fetch_one(pool)
         .await
         .unwrap();
