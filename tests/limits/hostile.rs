@@ -278,6 +278,8 @@ async fn a_message_of_nothing_but_items_is_refused() {
         call.send(&bomb);
         let refused = rejected(&mut call).await;
         assert_eq!(refused.reason, Some(ErrorReason::BatchTooLarge), "{refused:?}");
+        // Before it was decoded, or else it would be the field that is told.
+        assert_eq!(refused.metadata["field"], "request");
     }
     assert!(memory(&server) < before + 256 * MIB);
 }
