@@ -16,8 +16,9 @@ use keypool_testing::{
     database::TestDatabase,
     forge::Forge,
     scrape::{Scrape, get, metrics_address, reaches},
-    server::{Server, ServerOptions, authorized, expired_token, token, token_with},
+    server::{Server, ServerOptions},
     tls::{Ca, TlsFolder},
+    tokens::{authorized, expired_token, token, token_with},
 };
 use tokio::{io::AsyncWriteExt as _, net::TcpStream};
 

@@ -15,8 +15,9 @@ use keypool_service::{
 use keypool_testing::{
     database::TestDatabase,
     forge::Forge,
-    server::{ConfigFile, Server, ServerOptions, token},
+    server::{ConfigFile, Server, ServerOptions},
     tls::Ca,
+    tokens::token,
 };
 use opentelemetry_proto::tonic::{
     collector::trace::v1::{

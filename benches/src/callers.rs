@@ -19,7 +19,7 @@ use keypool_proto::v1::{
     reserve_result, upload_result,
 };
 use keypool_service::token::TokenRequest;
-use keypool_testing::server;
+use keypool_testing::tokens;
 use rand::seq::SliceRandom as _;
 use uuid::Uuid;
 
@@ -38,8 +38,8 @@ pub(crate) const OWNER_PREFIX: &str = "owner-";
 /// A token as the `authorization` header carries it, for longer than any run.
 pub(crate) fn authorization(user_id: &str) -> anyhow::Result<HeaderValue> {
     let ttl = Duration::from_secs(24 * 3600);
-    let request = TokenRequest { ttl, ..server::token_request(user_id, "phone") };
-    Ok(format!("Bearer {}", server::issue(&request)).parse()?)
+    let request = TokenRequest { ttl, ..tokens::token_request(user_id, "phone") };
+    Ok(format!("Bearer {}", tokens::issue(&request)).parse()?)
 }
 
 /// Adders who have not drawn from any pool yet, and the owners in the order in which they are

@@ -5,7 +5,7 @@ use std::{
     sync::{Arc, Mutex},
 };
 
-use keypool_testing::{built::example, server::token};
+use keypool_testing::{built::example, tokens::token};
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader},
     process::{Child, ChildStdin, Command},

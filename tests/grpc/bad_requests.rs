@@ -1,7 +1,7 @@
 //! What is wrong with a request is told field by field, all of it at once.
 
 use keypool_client::{Code, v1::ErrorReason};
-use keypool_testing::server::{authorized, token};
+use keypool_testing::tokens::{authorized, token};
 use prost_types::{Duration, Timestamp};
 
 use super::*;

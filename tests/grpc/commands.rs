@@ -8,7 +8,8 @@ use std::{
 };
 
 use keypool_service::token::SigningKey;
-use keypool_testing::server::{ConfigFile, keypool, signal, token_of, token_request, until};
+use keypool_testing::server::{ConfigFile, keypool, signal, until};
+use keypool_testing::tokens::{token_of, token_request};
 use tokio::process::Child;
 
 use super::*;

@@ -5,7 +5,8 @@ use std::{fs, path::PathBuf};
 use keypool_client::v1::{ErrorReason, GetPoolStatusRequest};
 use keypool_testing::{
     issuer::{Issuer, IssuerKey},
-    server::{ConfigFile, authorized, issuer_public_key, token, until},
+    server::{ConfigFile, until},
+    tokens::{authorized, issuer_public_key, token},
 };
 use serde_json::json;
 use tempfile::TempDir;

@@ -4,7 +4,7 @@ use keypool_client::{
     Code,
     v1::{ErrorReason, RejectReason},
 };
-use keypool_testing::server::{authorized, token};
+use keypool_testing::tokens::{authorized, token};
 use tonic::{client::Grpc, codegen::http::uri::PathAndQuery};
 use tonic_prost::ProstCodec;
 

@@ -2,7 +2,7 @@
 //! is exhausted, to the letter, and the database is asked the same.
 
 use keypool_service::grpc::auth::Scope;
-use keypool_testing::server::{authorized, token, token_with};
+use keypool_testing::tokens::{authorized, token, token_with};
 
 use super::*;
 

@@ -5,8 +5,9 @@ use keypool_client::v1::{
 };
 use keypool_testing::{
     proxy::Proxy,
-    server::{HealthWatch, SERVICE, Server, authorized, token},
+    server::{HealthWatch, SERVICE, Server},
     tls::{Ca, TlsFolder},
+    tokens::{authorized, token},
 };
 use tonic::{
     Code,

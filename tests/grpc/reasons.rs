@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use keypool_client::{Code, Uuid, v1::ErrorReason};
 use keypool_service::grpc::auth::Scope;
-use keypool_testing::server::{expired_token, token_with};
+use keypool_testing::tokens::{expired_token, token_with};
 
 use super::*;
 

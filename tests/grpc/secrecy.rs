@@ -5,7 +5,8 @@ use keypool_client::v1::RejectReason;
 use keypool_testing::{
     proxy::Proxy,
     scrape::Scrape,
-    server::{authorized, expired_token, token, until},
+    server::until,
+    tokens::{authorized, expired_token, token},
 };
 
 use super::*;

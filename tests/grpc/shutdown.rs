@@ -3,7 +3,8 @@
 use keypool_client::v1::ErrorReason;
 use keypool_testing::{
     proxy::Proxy,
-    server::{SERVICE, Server, token},
+    server::{SERVICE, Server},
+    tokens::token,
 };
 use tonic_health::pb::health_check_response::ServingStatus;
 

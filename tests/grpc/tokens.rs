@@ -8,7 +8,7 @@ use keypool_client::v1::{
 };
 use keypool_proto::FILE_DESCRIPTOR_SET;
 use keypool_service::grpc::auth::Scope;
-use keypool_testing::server::{authorized, issuer_private_key, issuer_public_key};
+use keypool_testing::tokens::{authorized, issuer_private_key, issuer_public_key};
 use prost::Message as _;
 use serde_json::{Value, json};
 use tonic::{Request, Status, transport::Channel};

@@ -19,7 +19,7 @@ async fn other_calls_go_on_while_uploads_are_validated() {
         (0..100).map(|_| Forge::new(SLOWEST, "bob").valid_around(now()).build()).collect();
     let mut running = Vec::new();
     for n in 0..uploads {
-        let token = keypool_testing::server::token("bob", &n.to_string());
+        let token = keypool_testing::tokens::token("bob", &n.to_string());
         let patient = Client::builder(server.uri(), token);
         let client = patient.deadline(std::time::Duration::from_secs(300)).connect().await.unwrap();
         let packages = packages.clone();

@@ -7,7 +7,8 @@ use keypool_client::{
 };
 use keypool_testing::{
     raw::{RawCall, RawConnection},
-    server::{authorized, token, until},
+    server::until,
+    tokens::{authorized, token},
 };
 use prost::Message as _;
 

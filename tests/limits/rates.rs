@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use keypool_client::{Client, Code, Rejection, v1::ErrorReason};
-use keypool_testing::server::token;
+use keypool_testing::tokens::token;
 
 use super::*;
 

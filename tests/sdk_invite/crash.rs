@@ -13,7 +13,7 @@ use std::{
 use keypool_client::{
     Bytes, CommitOutcome, InvitationRecord, MetadataError, PackageRecord, SqliteMetadataStore, Uuid,
 };
-use keypool_testing::server::token;
+use keypool_testing::tokens::token;
 
 use super::*;
 

@@ -10,7 +10,8 @@ use keypool_service::domain::clock::{Clock as _, SystemClock};
 use keypool_testing::{
     forge::Forge,
     raw::RawConnection,
-    server::{Server, token, until},
+    server::{Server, until},
+    tokens::token,
 };
 use tokio::task::JoinHandle;
 

@@ -5,8 +5,9 @@ use std::time::Duration;
 use keypool_client::v1::{GetPoolStatusRequest, WatchPoolStatusRequest};
 use keypool_testing::{
     raw::RawConnection,
-    server::{Server, authorized, token, until},
+    server::{Server, until},
     tls::{Ca, TlsFolder},
+    tokens::{authorized, token},
 };
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},

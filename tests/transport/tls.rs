@@ -6,8 +6,9 @@ use keypool_client::v1::{
     GetPoolStatusRequest, key_package_service_client::KeyPackageServiceClient,
 };
 use keypool_testing::{
-    server::{ConfigFile, Server, authorized, token, until},
+    server::{ConfigFile, Server, until},
     tls::{Ca, SERVER_NAME, TlsFolder},
+    tokens::{authorized, token},
 };
 use tokio::net::TcpStream;
 use tokio_rustls::{

@@ -11,7 +11,8 @@ use anyhow::{Context as _, ensure};
 use keypool_client::{Client, v1::key_package_service_client::KeyPackageServiceClient};
 use keypool_testing::{
     proxy::{Proxy, Target},
-    server::{ConfigFile, Server, ServerOptions, issue, token_request},
+    server::{ConfigFile, Server, ServerOptions},
+    tokens::{issue, token_request},
 };
 use tonic::transport::Endpoint;
 

@@ -8,7 +8,7 @@ use keypool_client::{
         self, RejectReason, UnavailableReason, key_package_service_client::KeyPackageServiceClient,
     },
 };
-use keypool_testing::server::authorized;
+use keypool_testing::tokens::authorized;
 use tonic::{Status, transport::Channel};
 use uuid::Uuid;
 

@@ -8,7 +8,7 @@ use std::{
 };
 
 use anyhow::Context as _;
-use keypool_testing::database::{SERVER_VARIABLE, TestServer};
+use keypool_testing::{database::SERVER_VARIABLE, test_server::TestServer};
 use tokio::{
     process::Command,
     signal::unix::{SignalKind, signal},

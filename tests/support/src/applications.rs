@@ -18,7 +18,8 @@ use tokio::task::JoinHandle;
 
 use crate::{
     forge::Forge,
-    server::{Server, token, until},
+    server::{Server, until},
+    tokens::token,
 };
 
 const SUITE: u16 = 1;

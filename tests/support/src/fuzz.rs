@@ -2,7 +2,9 @@
 //! what it gets wrong lies deep inside, and panics when keypool breaks a promise. The tests run
 //! each target on a bounded number of random inputs; `service/fuzz` lets libFuzzer choose them.
 
+mod any_message;
 mod key_package;
+mod messages;
 mod mutate;
 mod plan;
 mod requests;

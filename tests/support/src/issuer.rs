@@ -28,8 +28,9 @@ use tokio_rustls::{
 };
 
 use crate::{
-    server::{ServerOptions, token_of, token_request},
+    server::ServerOptions,
     tls::Ca,
+    tokens::{token_of, token_request},
 };
 
 /// A key with its name.
