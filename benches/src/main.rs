@@ -26,7 +26,7 @@ mod sample;
 mod site;
 mod soak;
 
-use std::{fs, process::ExitCode, time::Instant};
+use std::{fs, path::PathBuf, process::ExitCode, time::Instant};
 
 use anyhow::Context as _;
 use clap::Parser as _;
@@ -64,10 +64,7 @@ async fn main() -> anyhow::Result<ExitCode> {
         postgres.stop().await?;
         let report = report?;
         println!("\n{}", report.text());
-        if let Some(path) = &arguments.json {
-            let json = serde_json::to_string_pretty(&report)? + "\n";
-            fs::write(path, json).with_context(|| path.display().to_string())?;
-        }
+        keep(arguments.json.as_ref(), || Ok(serde_json::to_string_pretty(&report)? + "\n"))?;
         let wrong = !report.faults.is_empty();
         return Ok(if wrong { ExitCode::FAILURE } else { ExitCode::SUCCESS });
     }
@@ -76,13 +73,8 @@ async fn main() -> anyhow::Result<ExitCode> {
         postgres.stop().await?;
         let report = report?;
         println!("\n{}", report.text());
-        if let Some(path) = &arguments.json {
-            let json = serde_json::to_string_pretty(&report)? + "\n";
-            fs::write(path, json).with_context(|| path.display().to_string())?;
-        }
-        if let Some(path) = &arguments.plot {
-            fs::write(path, report.svg()).with_context(|| path.display().to_string())?;
-        }
+        keep(arguments.json.as_ref(), || Ok(serde_json::to_string_pretty(&report)? + "\n"))?;
+        keep(arguments.plot.as_ref(), || Ok(report.svg()))?;
         return Ok(if report.is_good() { ExitCode::SUCCESS } else { ExitCode::FAILURE });
     }
     let measured = measure(&arguments, &postgres, pgbench.as_ref()).await;
@@ -90,13 +82,8 @@ async fn main() -> anyhow::Result<ExitCode> {
     let rows = measured?;
     println!("\n{}\n{}", report::table(&rows), report::goals(&rows));
     println!("{:.0} seconds in all", start.elapsed().as_secs_f64());
-    if let Some(path) = &arguments.json {
-        let json = serde_json::to_string_pretty(&rows)? + "\n";
-        fs::write(path, json).with_context(|| path.display().to_string())?;
-    }
-    if let Some(path) = &arguments.plot {
-        fs::write(path, plot::svg(&rows)).with_context(|| path.display().to_string())?;
-    }
+    keep(arguments.json.as_ref(), || Ok(serde_json::to_string_pretty(&rows)? + "\n"))?;
+    keep(arguments.plot.as_ref(), || Ok(plot::svg(&rows)))?;
     let wrong = rows.iter().any(|row| !row.faults.is_empty());
     Ok(if wrong { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
@@ -118,4 +105,13 @@ async fn measure(
     let (resident, most) = machine::memory_kib(site.server.pid())?;
     println!("keypool's memory: {} MiB now, {} MiB at most", resident / 1024, most / 1024);
     Ok(rows)
+}
+
+/// Writes a file, where one is asked for.
+fn keep(
+    path: Option<&PathBuf>,
+    contents: impl FnOnce() -> anyhow::Result<String>,
+) -> anyhow::Result<()> {
+    let Some(path) = path else { return Ok(()) };
+    fs::write(path, contents()?).with_context(|| path.display().to_string())
 }
