@@ -14,6 +14,7 @@ use keypool_testing::{
     forge::Forge,
     server::{ConfigFile, Server, ServerOptions},
 };
+use time::{Duration, OffsetDateTime, format_description::well_known::Rfc3339};
 
 const SUITE: u16 = 1;
 const GROUP: &[u8] = b"the group of the test";
@@ -25,9 +26,13 @@ fn options() -> ServerOptions {
 
 /// A package whose lifetime began so many seconds ago.
 fn package_of(age: i64) -> Vec<u8> {
-    let now = SystemClock.now().unix_timestamp();
+    package_since(SystemClock.now().unix_timestamp() - age)
+}
+
+/// A package whose lifetime begins at a second since 1970.
+fn package_since(begin: i64) -> Vec<u8> {
     let second = |at: i64| u64::try_from(at).unwrap();
-    Forge::new(SUITE, "bob").lifetime(second(now - age), second(now + 86_400)).build()
+    Forge::new(SUITE, "bob").lifetime(second(begin), second(begin + 86_400)).build()
 }
 
 async fn reserve(client: &Client) -> Result<v1::Reservation, Error> {
@@ -166,6 +171,23 @@ async fn a_margin_admits_what_clients_make_with_lifetimes_that_begin_earlier() {
     for result in &answer.results[1..] {
         assert_eq!(result.rejected().unwrap().reason(), RejectReason::Lifetime);
     }
+}
+
+/// Lifetimes begin at whole seconds, databases are lost in the midst of one.
+#[tokio::test]
+async fn a_package_of_the_second_of_the_loss_may_be_from_before_it() {
+    let Lost { backup, .. } = lost().await;
+    let second = SystemClock.now().unix_timestamp() - 10;
+    let loss = OffsetDateTime::from_unix_timestamp(second).unwrap() + Duration::milliseconds(500);
+    let loss = loss.format(&Rfc3339).unwrap();
+    let (done, said) = after_restore(&backup, &[MEANT, "--until", &loss]).await;
+    assert!(done, "{said}");
+    let server = Server::on(&backup.service_url(), &options()).await;
+    let bob = server.client("bob", "phone").await;
+    let packages = [package_since(second), package_since(second + 1)];
+    let answer = bob.upload(packages).await.unwrap();
+    assert_eq!(answer.results[0].rejected().unwrap().reason(), RejectReason::Lifetime);
+    assert!(answer.results[1].accepted().is_some(), "{answer:?}");
 }
 
 /// Known refs are refused for what they are, even when their lifetime would let them in.

@@ -7,6 +7,10 @@ use super::{
     rejection::{RejectReason, Rejection},
 };
 
+/// Of a second. Lifetimes begin at whole ones: one that begins in the second in which the database was
+/// lost may have been made before.
+const NANOSECONDS: i128 = 1_000_000_000;
+
 /// RFC 9420, section 7.2: the package is valid now and not for longer than the application's
 /// maximum. Times in the package are seconds since 1970. Answers when it expires.
 pub(super) fn check(
@@ -31,7 +35,7 @@ pub(super) fn check(
     }
     if let Some(since) = policy.made_since
         && !last_resort
-        && not_before < i128::from(since.unix_timestamp())
+        && not_before * NANOSECONDS < since.unix_timestamp_nanos()
     {
         return Err(Rejection::new(
             RejectReason::Lifetime,
