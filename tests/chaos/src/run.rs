@@ -16,7 +16,7 @@ use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
 use serde::Serialize;
 use tokio::{
     task::JoinSet,
-    time::{Instant, sleep},
+    time::{Instant, sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -48,6 +48,8 @@ const MAX_OPEN: usize = 2;
 const HOUR: Micros = 3_600_000_000;
 /// A call is given up by the service after 10 s, a statement by Postgres after 5 s.
 const HORIZON: Micros = 20_000_000;
+/// How long the sweeper may take to end what has lapsed when nobody works any more.
+const SWEPT_WITHIN: Duration = Duration::from_secs(60);
 /// The database has to be seen idle so many times before it is taken to be.
 const IDLE_LOOKS: usize = 5;
 
@@ -180,6 +182,7 @@ pub async fn gather(plan: &Plan, file: &Path) -> anyhow::Result<Evidence> {
         ended.context("a worker panicked")??;
     }
     until_idle(&cluster.database).await?;
+    until_swept(&cluster.database).await?;
 
     let quiet_since = now();
     for (number, name) in (0..).zip(&gate.cast.pools) {
@@ -292,4 +295,17 @@ async fn until_idle(database: &Database) -> anyhow::Result<()> {
         sleep(Duration::from_millis(200)).await;
     }
     Ok(())
+}
+
+/// What lapsed while clients worked is for the sweeper to end; a Release may have left it to that.
+async fn until_swept(database: &Database) -> anyhow::Result<()> {
+    let mut connection = database.connect().await?;
+    let idle_since: String =
+        sqlx::query_scalar("SELECT clock_timestamp()::text").fetch_one(&mut connection).await?;
+    let swept = format!(
+        "SELECT NOT EXISTS (SELECT FROM package
+         WHERE state = 'reserved' AND expires_at <= '{idle_since}')"
+    );
+    let swept = timeout(SWEPT_WITHIN, database.until(&swept)).await;
+    swept.context("reservations that lapsed are not swept")?
 }
