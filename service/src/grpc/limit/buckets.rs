@@ -102,8 +102,12 @@ impl<K: Hash + Eq + Copy> Buckets<K> {
 
     fn put(&self, shard: &mut HashMap<K, FullAt>, key: K, full_at: FullAt, now: u64) {
         let most = (self.most / SHARDS).max(1);
-        if shard.len() >= most && !shard.contains_key(&key) {
-            clear(shard, most, now);
+        if !shard.contains_key(&key) {
+            if shard.len() >= most {
+                clear(shard, most, now);
+            } else if shard.len() == shard.capacity() {
+                make_room(shard, now);
+            }
         }
         shard.insert(key, full_at);
     }
@@ -117,6 +121,15 @@ impl<K: Hash + Eq + Copy> Buckets<K> {
 /// Each change is one call, so a panic elsewhere leaves the map whole.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Forgets full buckets rather than to take more memory, which is taken only if more than half of them
+/// are not full: so the work is for as many insertions.
+fn make_room<K: Hash + Eq>(shard: &mut HashMap<K, FullAt>, now: u64) {
+    shard.retain(|_, full_at| *full_at > now);
+    if shard.len() > shard.capacity() / 2 {
+        shard.reserve(shard.capacity());
+    }
 }
 
 /// Forgets full buckets; then, while there is less than a quarter of the room, those that are
@@ -145,6 +158,21 @@ mod tests {
 
     fn buckets(most: usize) -> Buckets<u64> {
         Buckets::new(RATE, most)
+    }
+
+    /// Callers who come once and never again, one a second, take the memory of those few that have
+    /// not got their tokens back.
+    #[test]
+    fn memory_is_for_buckets_that_are_not_full() {
+        let buckets = buckets(1 << 16);
+        for n in 0..100_000 {
+            buckets.take(&n, 1, n * SECOND).unwrap();
+        }
+        assert!(buckets.len() < 8 * SHARDS, "{}", buckets.len());
+        for n in 0..10_000 {
+            buckets.take(&n, 1, 200_000 * SECOND).unwrap();
+        }
+        assert!(buckets.len() >= 10_000, "all of them are owed a token");
     }
 
     #[test]

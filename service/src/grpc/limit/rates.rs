@@ -17,9 +17,9 @@ use crate::{
     metrics::{RateLimit, metrics},
 };
 
-/// How many callers are remembered; each takes some 40 bytes.
+/// How many callers are remembered; each takes some 50 bytes.
 const CALLERS: usize = 1 << 16;
-/// How many pairs of a caller and a user are remembered; each takes some 50 bytes.
+/// How many pairs of a caller and a user are remembered; each takes some 70 bytes.
 const PAIRS: usize = 1 << 17;
 /// The KeyPackages of an upload that cost a token.
 const UPLOADED_PER_TOKEN: usize = 10;
