@@ -32,10 +32,14 @@ use crate::{
 const LOOK_AFTER: u32 = 8;
 /// So does a random one after one in so many turns, or what nobody takes would run out of time.
 const LOOKS: u32 = 16;
-/// It adds to a pool with no more than this available, well above the low watermark.
-const REFILL_AT: i64 = 20;
+/// It adds to a pool with no more than this available: of those some are spent before it looks
+/// again, and some have too little time left to be issued, and there have to be more than the low
+/// watermark all the same.
+const REFILL_AT: i64 = 26;
 /// One in so many turns is a newcomer's, whom the service has never seen.
 const NEWCOMERS: u32 = 16;
+/// One in so many of those is left to lapse.
+const LAPSES: u32 = 2;
 /// One in so many of the others ends with a Release.
 const RELEASES: u32 = 4;
 /// Reservations live for as long as the service lets them, or lapse after less.
@@ -43,7 +47,7 @@ const TTL: Duration = Duration::from_secs(10);
 const SHORT_TTL: Duration = Duration::from_secs(5);
 /// The share of turns that end with a Spend, and how often a pool is used up while a package of it
 /// lives.
-const SPENT: f64 = 0.7;
+const SPENT: f64 = 0.73;
 const POOLS_IN_A_LIFETIME: f64 = 3.0;
 /// An owner's stream is opened anew after this.
 const WATCH: Duration = Duration::from_secs(20);
@@ -178,8 +182,7 @@ impl Work for Adder {
     async fn operate(&mut self) -> anyhow::Result<u64> {
         let world = self.world.clone();
         let owner = world.random_owner()?;
-        let roll = rand::random_range(0..NEWCOMERS * RELEASES);
-        let is_newcomer = roll.is_multiple_of(NEWCOMERS);
+        let is_newcomer = rand::random_ratio(1, NEWCOMERS);
         let (token, ttl) = if is_newcomer {
             let number = world.newcomers.fetch_add(1, Ordering::Relaxed);
             (authorization(&format!("newcomer-{number}"))?, SHORT_TTL)
@@ -188,7 +191,8 @@ impl Work for Adder {
         };
         world.count(Method::Reserve);
         let held = reserve(&mut self.connection, &token, owner.number, ttl).await?.reservation_id;
-        let is_spent = if is_newcomer { roll % 2 == 0 } else { roll % RELEASES != 0 };
+        // What a newcomer does not spend lapses.
+        let is_spent = !rand::random_ratio(1, if is_newcomer { LAPSES } else { RELEASES });
         if is_spent {
             world.count(Method::Spend);
             spend(&mut self.connection, &token, held).await?;
@@ -249,6 +253,7 @@ pub(super) async fn watch(
 
 /// Counts what comes on one stream until it ends.
 async fn stream(connection: &Connection, owner: &Owner, pushed: &mut u64) -> anyhow::Result<()> {
+    let before = *pushed;
     let uri = connection.uri("/keypool.v1.KeyPackageService/WatchPoolStatus")?;
     let message = frame(&WatchPoolStatusRequest {})?;
     let mut body = connection.open_stream(&uri, &owner.token, message).await?;
@@ -257,7 +262,7 @@ async fn stream(connection: &Connection, owner: &Owner, pushed: &mut u64) -> any
         body.flow_control().release_capacity(data.len())?;
         *pushed += 1;
     }
-    ensure!(*pushed > 0, "a stream without a status");
+    ensure!(*pushed > before, "a stream without a status");
     Ok(check(&body.trailers().await?.context("a stream without trailers")?)?)
 }
 

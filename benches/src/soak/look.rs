@@ -1,5 +1,6 @@
 //! What is looked at again and again.
 
+use anyhow::Context as _;
 use std::{collections::BTreeMap, fs, time::Duration};
 
 use keypool_testing::scrape::Scrape;
@@ -44,15 +45,15 @@ impl<'a> Looks<'a> {
         let (resident, _) = machine::memory_kib(pid)?;
         let files = fs::read_dir(format!("/proc/{pid}/fd"))?.count();
         let scrape = Scrape::of(&self.site.server).await;
-        let gauge = |name: &str| scrape.value(name, &[]).unwrap_or_default();
+        let gauge = |name: &str| scrape.value(name, &[]).with_context(|| format!("no {name}"));
         let memory = Promise::Flat { share: 0.05, slack: 4.0 };
         let few = Promise::Flat { share: 0.05, slack: 4.0 };
 
         self.add(Group::Memory, "resident", memory, resident as f64 / 1024.0);
         self.add(Group::Files, "open files", few, files as f64);
         self.add(Group::Connections, "to Postgres", few, self.to_postgres().await?);
-        self.add(Group::Connections, "of clients", few, gauge("keypool_grpc_connections"));
-        self.add(Group::Connections, "watch streams", few, gauge("keypool_watch_streams"));
+        self.add(Group::Connections, "of clients", few, gauge("keypool_grpc_connections")?);
+        self.add(Group::Connections, "watch streams", few, gauge("keypool_watch_streams")?);
         let [(rate, per_s), (p99, ms)] = load_figures(sample);
         self.add(Group::Load, rate, Promise::Flat { share: 0.2, slack: 0.0 }, per_s);
         self.add(Group::Latency, p99, Promise::Flat { share: 1.0, slack: 10.0 }, ms);
