@@ -50,3 +50,21 @@ async fn a_release_that_was_taken_back_leaves_a_newer_schema_as_it_is() {
     let server = Server::configured(config).await;
     server.client("bob", "phone").await.pool_status().await.unwrap();
 }
+
+/// Only what came later may be unknown.
+#[tokio::test]
+async fn a_migration_that_is_missing_here_or_was_another_is_refused() {
+    for (change, refusal) in [
+        ("UPDATE _sqlx_migrations SET checksum = '' WHERE version = 1", "has been modified"),
+        (
+            "UPDATE _sqlx_migrations SET version = 4 WHERE version = 5",
+            "has migration 4, which is older",
+        ),
+    ] {
+        let database = TestDatabase::migrated(&MIGRATOR).await;
+        sqlx::query(change).execute(&database.pool).await.unwrap();
+        let run = ConfigFile::new(database.url(), &options()).run("migrate").await;
+        let (_, log) = printed(&run, 1);
+        assert!(log.contains(refusal), "{log}");
+    }
+}

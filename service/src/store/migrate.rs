@@ -53,6 +53,15 @@ impl Store {
     /// # Errors
     /// When the database cannot be reached, a migration fails, or gets no lock in time.
     pub async fn migrate(&self, patience: LockPatience) -> anyhow::Result<()> {
+        let newest = newest_migration();
+        let known = |version: i64| MIGRATOR.iter().any(|migration| migration.version == version);
+        let applied = self.applied_migrations().await?;
+        if let Some(version) = applied.iter().find(|&&it| it < newest && !known(it)) {
+            anyhow::bail!(
+                "the database has migration {version}, which is older than the newest of this \
+                 version of keypool, and which it does not know"
+            );
+        }
         self.apply(&MIGRATOR, patience).await
     }
 
@@ -111,6 +120,10 @@ impl Store {
             connection.execute("SET lock_timeout = 0").await?;
         }
         let reached = migrator.run_to(migration.version, &mut connection).await;
+        if reached.is_ok() {
+            // The next try may come before Postgres has seen this session end.
+            connection.unlock().await?;
+        }
         let closed = connection.close().await;
         reached?;
         Ok(closed?)
@@ -150,9 +163,9 @@ fn missing_lock(error: &MigrateError) -> Option<&'static str> {
     let (MigrateError::Execute(cause) | MigrateError::ExecuteMigration(cause, _)) = error else {
         return None;
     };
-    // lock_not_available
+    // lock_not_available, deadlock_detected
     let code = cause.as_database_error().and_then(|cause| cause.code());
-    (code.as_deref() == Some("55P03")).then_some(match error {
+    matches!(code.as_deref(), Some("55P03" | "40P01")).then_some(match error {
         MigrateError::ExecuteMigration(..) => "somebody else uses a table that it changes",
         _ => "another migration is running",
     })
