@@ -17,7 +17,7 @@ use std::{
 use sqlx::{PgConnection, Postgres, pool::PoolConnection};
 use tokio::sync::oneshot;
 
-use super::{Store, lost_race};
+use super::{Store, is_the_end, lost_race};
 use crate::{domain::error::Error, metrics::Batches};
 
 /// How many rows one statement handles, or one call when that is more. What a single core of the
@@ -217,7 +217,11 @@ async fn answer<J: Job>(
         Ok(answers) => calls.into_iter().zip(answers).for_each(|(call, answer)| {
             let _ = call.send(Ok(answer));
         }),
-        Err(error) if jobs.len() > 1 && matches!(error, sqlx::Error::Database(_)) => {
+        Err(error)
+            if jobs.len() > 1
+                && matches!(error, sqlx::Error::Database(_))
+                && !is_the_end(&error) =>
+        {
             for (job, call) in jobs.iter().zip(calls) {
                 match run(store, connection, &[job]).await {
                     Ok(mut answers) => drop(answers.pop().map(|answer| call.send(Ok(answer)))),

@@ -303,16 +303,10 @@ impl Store {
             || code == "25006";
         // Too many connections, a full disk, no memory; a disk that fails.
         let cannot = code.starts_with("53") || code.starts_with("58");
-        // Postgres ended the connection, or did not let it in: with a full disk, a new one that
-        // cannot write its cache ends with XX000, an internal error.
-        let ended = error
-            .as_database_error()
-            .and_then(|cause| cause.try_downcast_ref::<PgDatabaseError>())
-            .is_some_and(|cause| matches!(cause.severity(), PgSeverity::Fatal | PgSeverity::Panic));
         let unavailable = match &*error {
             Sqlx::PoolTimedOut => !self.outage.is_reachable(),
             Sqlx::Tls(_) | Sqlx::PoolClosed | Sqlx::WorkerCrashed => true,
-            _ => broke || cannot || ended,
+            _ => broke || cannot || is_the_end(&error),
         };
         if broke {
             self.outage.broke(Instant::now());
@@ -350,6 +344,14 @@ fn burns(policy: LapsePolicy) -> bool {
 /// Seconds as `make_interval` takes them.
 fn seconds(duration: time::Duration) -> f64 {
     duration.as_seconds_f64()
+}
+
+/// Whether Postgres ended the connection, or did not let it in: with a full disk, a new one that
+/// cannot write its cache ends with XX000, an internal error.
+fn is_the_end(error: &sqlx::Error) -> bool {
+    let cause = error.as_database_error();
+    let cause = cause.and_then(|cause| cause.try_downcast_ref::<PgDatabaseError>());
+    cause.is_some_and(|cause| matches!(cause.severity(), PgSeverity::Fatal | PgSeverity::Panic))
 }
 
 /// Whether a statement lost a race that starting over settles: another one inserted the same
