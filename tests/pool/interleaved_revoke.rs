@@ -3,10 +3,10 @@
 
 use keypool_service::{
     domain::{error::Error, ids::ClientKey},
-    pool::{KeyPool, Selection},
+    pool::{KeyPool, Selection, UploadMode},
     store::Revoked,
 };
-use keypool_testing::world::{World, ask, client, join, run, spawn};
+use keypool_testing::world::{World, ask, client, join, package, run, spawn};
 use tokio::task::JoinHandle;
 
 const RESERVED: &str = "UPDATE package SET state = 'reserved', generation = generation + 1,
@@ -114,4 +114,22 @@ async fn a_revoke_waits_for_an_upload_of_the_same_pool() {
     assert_eq!(join(revoking(&world.b, &client("bob", "2"))).await.available, 1);
     upload.commit().await.unwrap();
     assert_eq!(join(revoke).await.available, 1);
+}
+
+/// So does an Upload for a Revoke, which holds the pool's row until it is done.
+#[tokio::test]
+async fn an_upload_waits_for_a_revoke_of_the_same_pool() {
+    let (world, bob) = (World::new().await, client("bob", "1"));
+    world.stock(&bob, 1).await;
+    let by_hand = world.by_hand(&["SELECT FROM package FOR UPDATE"]).await;
+    let revoke = revoking(&world.b, &bob);
+    world.until_waiting(1).await;
+    let (pool, owner, fresh) = (world.a.clone(), bob.clone(), package(&bob).build());
+    let upload =
+        spawn(async move { pool.upload(&owner, vec![fresh.into()], UploadMode::Add).await });
+    world.until_waiting(2).await;
+    by_hand.commit().await.unwrap();
+    assert_eq!(join(revoke).await.available, 1);
+    join(upload).await.unwrap();
+    assert_eq!(world.counts(&bob).await.available, 1);
 }
