@@ -125,8 +125,7 @@ async fn an_upload_waits_for_a_revoke_of_the_same_pool() {
     let revoke = revoking(&world.b, &bob);
     world.until_waiting(1).await;
     let (pool, owner, fresh) = (world.a.clone(), bob.clone(), package(&bob).build());
-    let upload =
-        spawn(async move { pool.upload(&owner, vec![fresh.into()], UploadMode::Add).await });
+    let upload = spawn(async move { pool.upload(&owner, vec![fresh], UploadMode::Add).await });
     world.until_waiting(2).await;
     by_hand.commit().await.unwrap();
     assert_eq!(join(revoke).await.available, 1);
