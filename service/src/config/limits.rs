@@ -28,7 +28,7 @@ pub struct LimitsSection {
     pub max_bytes_per_caller: u32,
     /// `max_bytes`: the same of all callers together. Default 64 MiB.
     pub max_bytes: u32,
-    /// `adder_places`: how many KeyPackages may be reserved or settled at once. Default 192.
+    /// `adder_places`: how many KeyPackages may be reserved or settled at once. Default 128.
     pub adder_places: u32,
     /// `adder_queue`: how many more may wait for that. Default 128.
     pub adder_queue: u32,
@@ -56,7 +56,7 @@ impl Default for LimitsSection {
             max_requests_per_caller: 128,
             max_bytes_per_caller: 16 * 1024 * 1024,
             max_bytes: 64 * 1024 * 1024,
-            adder_places: 192,
+            adder_places: 128,
             adder_queue: 128,
             owner_places: 32,
             owner_queue: 128,
