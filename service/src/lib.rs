@@ -1,5 +1,6 @@
 //! The keypool server. `ARCHITECTURE.md` says where things live and who may know whom.
 
+mod certificates;
 pub mod check;
 pub mod config;
 pub mod dev;

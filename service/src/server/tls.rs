@@ -7,9 +7,9 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context as _, ensure};
+use anyhow::Context as _;
 use aws_lc_rs::digest::{Context as Hash, SHA256};
-use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _};
+use rustls_pki_types::{PrivateKeyDer, pem::PemObject as _};
 use tokio::sync::watch;
 use tokio_rustls::{
     TlsAcceptor,
@@ -21,7 +21,7 @@ use tokio_rustls::{
 use tokio_util::sync::CancellationToken;
 use x509_cert::{Certificate, der::Decode as _};
 
-use crate::metrics::metrics;
+use crate::{certificates, metrics::metrics};
 
 /// The only protocol spoken (RFC 7301).
 const ALPN_H2: &[u8] = b"h2";
@@ -56,8 +56,8 @@ impl TlsFiles {
 
     fn config(&self, contents: &Contents) -> anyhow::Result<ServerConfig> {
         let named = |path: &Path| path.display().to_string();
-        let chain =
-            certificates(&contents.certificate).with_context(|| named(&self.certificate))?;
+        let chain = certificates::in_pem(&contents.certificate)
+            .with_context(|| named(&self.certificate))?;
         // The parser's message is dropped: it may repeat what is in the file.
         let key = PrivateKeyDer::from_pem_slice(&contents.key).ok();
         let key = key.context("it holds no PEM private key").with_context(|| named(&self.key))?;
@@ -67,7 +67,7 @@ impl TlsFiles {
         let builder = match (&self.client_ca, &contents.client_ca) {
             (Some(path), Some(pem)) => {
                 let mut roots = RootCertStore::empty();
-                for certificate in certificates(pem).with_context(|| named(path))? {
+                for certificate in certificates::in_pem(pem).with_context(|| named(path))? {
                     roots.add(certificate).with_context(|| named(path))?;
                 }
                 let roots = Arc::new(roots);
@@ -85,7 +85,7 @@ impl TlsFiles {
 
     fn served(&self, contents: &Contents) -> anyhow::Result<Served> {
         let config = Arc::new(self.config(contents)?);
-        let chain = certificates(&contents.certificate)?;
+        let chain = certificates::in_pem(&contents.certificate)?;
         let own = chain.first().context("it holds no certificate")?;
         let own = Certificate::from_der(own).context("no X.509 certificate");
         let own = own.with_context(|| self.certificate.display().to_string())?;
@@ -105,13 +105,6 @@ impl Contents {
         }
         hash.finish().as_ref().to_vec()
     }
-}
-
-fn certificates(pem: &[u8]) -> anyhow::Result<Vec<CertificateDer<'static>>> {
-    let chain = CertificateDer::pem_slice_iter(pem).collect::<Result<Vec<_>, _>>();
-    let chain = chain.ok().context("it is no PEM file of certificates")?;
-    ensure!(!chain.is_empty(), "it holds no certificate");
-    Ok(chain)
 }
 
 /// What new connections are greeted with: all of it changes at once.

@@ -1,31 +1,30 @@
 //! Traces of calls, sent to an OpenTelemetry collector. Where none is configured nothing is done.
 
 use std::{
-    fs,
     sync::atomic::{AtomicBool, Ordering},
     time::Duration,
 };
 
-use anyhow::{Context as _, ensure};
+use anyhow::Context as _;
 use http::HeaderMap;
 use opentelemetry::{
     KeyValue,
     propagation::{Extractor, TextMapPropagator as _},
     trace::{Status, TracerProvider as _},
 };
-use opentelemetry_otlp::tonic_types::transport::{Certificate, ClientTlsConfig};
+use opentelemetry_otlp::tonic_types::transport::ClientTlsConfig;
 use opentelemetry_otlp::{SpanExporter, WithExportConfig as _, WithTonicConfig as _};
 use opentelemetry_sdk::{
     Resource,
     propagation::TraceContextPropagator,
     trace::{Sampler, SdkTracerProvider},
 };
-use rustls_pki_types::{CertificateDer, pem::PemObject as _};
 use tracing::{Span, Subscriber};
 use tracing_opentelemetry::OpenTelemetrySpanExt as _;
 use tracing_subscriber::{Layer, filter::dynamic_filter_fn, registry::LookupSpan};
+use webpki::anchor_from_trusted_cert;
 
-use crate::config::TracesSection;
+use crate::{certificates, config::TracesSection};
 
 /// The name of the spans that are sent; no other leaves the process.
 const CALL: &str = "call";
@@ -103,12 +102,11 @@ pub(crate) fn tls(section: &TracesSection) -> anyhow::Result<Option<ClientTlsCon
         _ if !section.is_tls() => Ok(None),
         None => Ok(Some(tls.trust_anchors(webpki_roots::TLS_SERVER_ROOTS.iter().cloned()))),
         Some(path) => {
-            let named = || path.display().to_string();
-            let pem = fs::read(path).with_context(named)?;
-            let certificates: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&pem).collect();
-            let count = certificates.ok().context("it is no PEM file").with_context(named)?.len();
-            ensure!(count > 0, "{}: it holds no certificate", named());
-            Ok(Some(tls.ca_certificate(Certificate::from_pem(pem))))
+            let certificates = certificates::in_file(path)?;
+            let anchors =
+                certificates.iter().map(|it| Ok(anchor_from_trusted_cert(it)?.to_owned()));
+            let anchors: Result<Vec<_>, webpki::Error> = anchors.collect();
+            Ok(Some(tls.trust_anchors(anchors.with_context(|| path.display().to_string())?)))
         }
     }
 }

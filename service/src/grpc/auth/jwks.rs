@@ -1,6 +1,6 @@
 //! The keys that an issuer publishes at a URL: a JWKS document (RFC 7517, section 5) over HTTPS.
 
-use std::{fs, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use anyhow::{Context as _, ensure};
 use bytes::Bytes;
@@ -8,14 +8,14 @@ use http::{HeaderValue, Request, StatusCode, Uri, header};
 use http_body_util::{BodyExt as _, Empty, Limited};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
-use rustls_pki_types::{CertificateDer, ServerName, pem::PemObject as _};
+use rustls_pki_types::ServerName;
 use tokio::{net::TcpStream, time::timeout};
 use tokio_rustls::{
     TlsConnector,
     rustls::{ClientConfig, RootCertStore, crypto::aws_lc_rs::default_provider},
 };
 
-use crate::config::JwksSection;
+use crate::{certificates, config::JwksSection};
 
 /// How long one fetch may take, from the name's lookup to the last byte.
 const TIMEOUT: Duration = Duration::from_secs(5);
@@ -37,13 +37,9 @@ impl Jwks {
         match &section.ca {
             None => roots.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned()),
             Some(path) => {
-                let named = || path.display().to_string();
-                let pem = fs::read(path).with_context(named)?;
-                for certificate in CertificateDer::pem_slice_iter(&pem) {
-                    let certificate = certificate.ok().context("it is no PEM file");
-                    roots.add(certificate.with_context(named)?).with_context(named)?;
+                for certificate in certificates::in_file(path)? {
+                    roots.add(certificate).with_context(|| path.display().to_string())?;
                 }
-                ensure!(!roots.is_empty(), "{}: it holds no certificate", path.display());
             }
         }
         let tls = ClientConfig::builder_with_provider(Arc::new(default_provider()))
