@@ -15,7 +15,7 @@ use keypool_service::domain::{
     policy::{LapsePolicy, NEWCOMER_AFTER, PoolPolicy},
 };
 use keypool_testing::world::{World, client};
-use proptest::test_runner::{Config, RngSeed, TestRunner};
+use proptest::test_runner::{Config, RngSeed, TestError, TestRunner};
 
 use calls::{Call, LONGEST_TTL, Made, Step};
 use explain::Known;
@@ -122,7 +122,14 @@ fn walks(policy: &PoolPolicy, at_once: usize) {
         });
         Ok(())
     });
-    walked.unwrap();
+    match walked {
+        Ok(()) => {}
+        Err(TestError::Fail(why, steps)) => {
+            let steps: String = steps.iter().map(|step| format!("  {step:?}\n")).collect();
+            panic!("{why}\nthe shortest walk that fails:\n{steps}");
+        }
+        Err(aborted) => panic!("{aborted}"),
+    }
 }
 
 fn small() -> PoolPolicy {
