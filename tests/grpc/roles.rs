@@ -12,7 +12,7 @@ const SERVING: &str = "IN ROLE keypool_service";
 
 /// Roles that may log in, with what they were made with, what they were given, and what is wrong
 /// with that. `{}` is the role.
-const UNFIT: [(&str, &str, &str); 16] = [
+const UNFIT: [(&str, &str, &str); 17] = [
     ("SUPERUSER", "", "is a superuser"),
     ("IN ROLE keypool_service SUPERUSER", "", "is a superuser"),
     ("IN ROLE keypool_service CREATEROLE", "", "may create roles"),
@@ -24,6 +24,11 @@ const UNFIT: [(&str, &str, &str); 16] = [
     (SERVING, "GRANT DELETE ON event_default TO {}", "may change what is in the event log"),
     (SERVING, "GRANT TRUNCATE ON event TO {}", "may change what is in the event log"),
     (SERVING, "GRANT UPDATE ON service_secret TO {}", "may change the secret of reservation ids"),
+    (
+        SERVING,
+        "GRANT UPDATE (secret) ON service_secret TO {}",
+        "may change the secret of reservation ids",
+    ),
     (SERVING, "GRANT CREATE ON SCHEMA public TO {}", "may create tables in the schema public"),
     (SERVING, "ALTER TABLE event OWNER TO {}", "owns the schema, or tables or functions in it"),
     (

@@ -82,10 +82,45 @@ async fn one_client_that_gives_nothing_fails_the_call() {
         let refused = world.a.reserve(&alice, &request).await;
         assert!(matches!(refused, Err(Error::PoolExhausted)), "{request:?}");
     }
+    // Another suite is a reason where there is something of this one.
     let mut other_suite = ask(&[&bob]);
     other_suite.cipher_suite = CipherSuite(2);
     let refused = world.a.reserve(&alice, &other_suite).await;
+    assert!(matches!(refused, Err(Error::PoolExhausted)));
+    world.stock(&bob, 1).await;
+    let refused = world.a.reserve(&alice, &other_suite).await;
     assert!(matches!(refused, Err(Error::NoCompatibleKeyPackage)));
+}
+
+/// Where the call names no clients, nobody hears how many have nothing left, nor who they are.
+#[tokio::test]
+async fn a_user_who_has_nothing_left_is_one_result_like_a_stranger() {
+    let (world, alice) = (World::new().await, client("alice", "1"));
+    for id in ["1", "2"] {
+        let bob = client("bob", id);
+        world.stock(&bob, 1).await;
+        let held = world.reserve(&client("carol", "1"), &bob).await;
+        world.spend(&client("carol", "1"), &[&held.id]).await.unwrap();
+    }
+    world.stock(&client("dave", "1"), 2).await;
+    let exhausted = Some(Unavailable::PoolExhausted);
+    let results = world.a.reserve(&alice, &ask_users(&["bob", "dave", "nobody"])).await.unwrap();
+    assert_eq!(
+        seats(&results),
+        [
+            seat("bob", None, exhausted),
+            seat("dave", Some("1"), None),
+            seat("nobody", None, exhausted)
+        ]
+    );
+    for user in ["bob", "nobody"] {
+        let refused = world.a.reserve(&alice, &ask_users(&[user])).await;
+        assert!(matches!(refused, Err(Error::PoolExhausted)), "{user}");
+    }
+    // Who has something left is told client by client.
+    world.stock(&client("bob", "2"), 2).await;
+    let results = world.a.reserve(&alice, &ask_users(&["bob"])).await.unwrap();
+    assert_eq!(seats(&results), [seat("bob", Some("1"), exhausted), seat("bob", Some("2"), None)]);
 }
 
 #[tokio::test]
@@ -230,5 +265,6 @@ async fn more_than_a_thousand_clients_are_refused() {
     }
     // The caller's own client does not count.
     let own = client("bob", "7");
-    world.a.reserve(&own, &ask_users(&["bob"])).await.unwrap();
+    let refused = world.a.reserve(&own, &ask_users(&["bob"])).await;
+    assert!(matches!(refused, Err(Error::PoolExhausted)), "not BatchTooLarge");
 }

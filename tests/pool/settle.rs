@@ -1,6 +1,6 @@
 //! How a holder ends its reservations.
 
-use keypool_service::domain::error::Error;
+use keypool_service::domain::{error::Error, reservation_id::ReservationKey};
 use keypool_testing::world::{World, ask, client, group, join_all, only, spawn};
 
 #[tokio::test(flavor = "multi_thread")]
@@ -32,6 +32,48 @@ async fn sixty_four_spends_of_the_holder_settle_it_once_and_those_of_others_fail
     assert_eq!(world.number("SELECT count(*) FROM package").await, 1);
     let counts = world.counts(&bob).await;
     assert_eq!((counts.available, counts.reserved, counts.spent), (1, 0, 1));
+}
+
+/// Whoever has read the secret behind reservation ids can make ids, and has nothing of them.
+#[tokio::test]
+async fn an_id_that_was_made_with_the_secret_settles_nothing_of_anothers() {
+    for world in [World::new().await, World::burning().await] {
+        let (bob, alice, mallory) =
+            (client("bob", "1"), client("alice", "1"), client("mallory", "1"));
+        world.stock(&bob, 2).await;
+        world.stock_last_resort(&bob).await;
+        let secret: Vec<u8> = sqlx::query_scalar("SELECT secret FROM service_secret")
+            .fetch_one(&world.database.pool)
+            .await
+            .unwrap();
+        let key = ReservationKey::new(secret.as_slice().try_into().unwrap());
+        let stolen = |id: &str| {
+            let locator = key.open(id, alice.digest()).unwrap();
+            key.seal(&locator, mallory.digest())
+        };
+        let refused = async |id: &str, when: &str| {
+            let spend = world.spend(&mallory, &[&stolen(id)]).await;
+            assert!(matches!(spend, Err(Error::ReservationUnknown)), "{when}: {spend:?}");
+            let release = world.release(&mallory, &[&stolen(id)]).await;
+            assert!(matches!(release, Err(Error::ReservationUnknown)), "{when}: {release:?}");
+        };
+        for late in [false, true] {
+            let held = world.reserve(&alice, &bob).await;
+            refused(&held.id, "reserved").await;
+            if late {
+                world.pass(120);
+                refused(&held.id, "lapsed").await;
+                world.sweep().await;
+                refused(&held.id, "returned or burned").await;
+            }
+            world.spend(&alice, &[&held.id]).await.unwrap();
+            refused(&held.id, "spent").await;
+        }
+        let granted = world.reserve(&alice, &bob).await;
+        assert!(granted.last_resort);
+        refused(&granted.id, "granted").await;
+        world.spend(&alice, &[&granted.id]).await.unwrap();
+    }
 }
 
 #[tokio::test]

@@ -1,6 +1,6 @@
 //! An adder reserves one package from each client of each target user.
 
-use std::sync::Arc;
+use std::{ops::Range, sync::Arc};
 
 use time::{Duration, OffsetDateTime};
 
@@ -53,7 +53,7 @@ pub struct Target {
 pub struct ReserveResult {
     /// The user.
     pub user: UserId,
-    /// The client; none when the user has none to reserve from.
+    /// The client; none where the call named none and the user has none that gives anything.
     pub client: Option<ClientId>,
     /// A reservation, or why there is none.
     pub outcome: Result<Reservation, Unavailable>,
@@ -123,7 +123,8 @@ impl From<Unavailable> for Error {
 
 impl KeyPool {
     /// Reserves one package from each client of each target; one result for each client, in the
-    /// order of the request.
+    /// order of the request. Where the call named no clients and all of the user's are exhausted
+    /// there is one, without a client, as for a user who does not exist.
     ///
     /// # Errors
     /// The reason of the first client that gives nothing, when there is just one client or the
@@ -142,7 +143,7 @@ impl KeyPool {
             Some(place) => Some(place.turn().await),
             None => None,
         };
-        let seats = self.seats(caller, &request.targets).await?;
+        let Seats { seats, whole } = self.seats(caller, &request.targets).await?;
         let mut asks = Vec::with_capacity(seats.len());
         for (user, client) in &seats {
             // A user without a client is looked for with the statements of any other: the time that
@@ -175,7 +176,7 @@ impl KeyPool {
             first_refusal.get_or_insert(reason);
             Err(reason)
         };
-        let results: Vec<ReserveResult> = seats
+        let mut results: Vec<ReserveResult> = seats
             .into_iter()
             .zip(outcomes)
             .map(|((user, client), given)| {
@@ -190,23 +191,20 @@ impl KeyPool {
                 ReserveResult { user, client, outcome }
             })
             .collect();
+        hide_exhausted(&mut results, &whole);
         match first_refusal {
             Some(reason) if request.all_or_nothing || results.len() == 1 => Err(reason.into()),
             _ => Ok(results),
         }
     }
 
-    /// Who is asked: each target's clients, or its user alone when it has none to reserve from.
-    async fn seats(
-        &self,
-        caller: &ClientKey,
-        targets: &[Target],
-    ) -> Result<Vec<(UserId, Option<ClientId>)>, Error> {
+    /// Who is asked.
+    async fn seats(&self, caller: &ClientKey, targets: &[Target]) -> Result<Seats, Error> {
         let all_of: Vec<&UserId> =
             targets.iter().filter(|t| t.clients.is_empty()).map(|t| &t.user).collect();
         // The caller's own client does not count, hence one more than the limit and its excess.
         let mut found = self.store.clients_of(&all_of, MAX_CLIENTS + 2).await?;
-        let mut seats = Vec::new();
+        let (mut seats, mut whole) = (Vec::new(), Vec::new());
         for Target { user, clients } in targets {
             let every = clients.is_empty();
             let clients =
@@ -217,11 +215,14 @@ impl KeyPool {
             if every && seats.len() == before {
                 seats.push((user.clone(), None));
             }
+            if every {
+                whole.push(before..seats.len());
+            }
         }
         if seats.len() > MAX_CLIENTS {
             return Err(Error::BatchTooLarge { field: "targets", limit: MAX_CLIENTS });
         }
-        Ok(seats)
+        Ok(Seats { seats, whole })
     }
 
     fn reservation(&self, caller: &ClientKey, got: Reserved) -> Reservation {
@@ -232,6 +233,28 @@ impl KeyPool {
             key_package: got.key_package,
             not_after: got.not_after,
             expires_at: got.expires_at,
+        }
+    }
+}
+
+/// Who is asked.
+struct Seats {
+    /// Each target's clients, or its user alone when it has none to reserve from.
+    seats: Vec<(UserId, Option<ClientId>)>,
+    /// Those of users of whom the call named no clients.
+    whole: Vec<Range<usize>>,
+}
+
+/// Of a user who has nothing left nobody hears which clients there are, nor that there are any.
+fn hide_exhausted(results: &mut Vec<ReserveResult>, whole: &[Range<usize>]) {
+    let nothing =
+        |result: &ReserveResult| matches!(result.outcome, Err(Unavailable::PoolExhausted));
+    for seats in whole.iter().rev() {
+        let Some(first) = results.get(seats.start) else { continue };
+        let user = first.user.clone();
+        if results.get(seats.clone()).is_some_and(|all| all.iter().all(nothing)) {
+            let outcome = Err(Unavailable::PoolExhausted);
+            results.splice(seats.clone(), [ReserveResult { user, client: None, outcome }]);
         }
     }
 }

@@ -55,8 +55,9 @@ impl Store {
     /// outcome for each.
     ///
     /// # Errors
-    /// [`Error::ReservationLost`], [`Error::ReservationNotHeld`], [`Error::GroupMismatch`], or
-    /// when the database cannot do it. Nothing is spent then.
+    /// [`Error::ReservationLost`], [`Error::ReservationNotHeld`], [`Error::GroupMismatch`],
+    /// [`Error::ReservationUnknown`] for another's, or when the database cannot do it. Nothing is
+    /// spent then.
     pub async fn spend(
         &self,
         batch: &Arc<SettleBatch>,
@@ -68,8 +69,8 @@ impl Store {
     /// Hands reservations back: all or none, in one transaction; one outcome for each.
     ///
     /// # Errors
-    /// [`Error::ReservationNotHeld`] when one was spent, or when the database cannot do it.
-    /// Nothing is released then.
+    /// [`Error::ReservationNotHeld`] when one was spent, [`Error::ReservationUnknown`] for
+    /// another's, or when the database cannot do it. Nothing is released then.
     pub async fn release(
         &self,
         batch: &Arc<SettleBatch>,
@@ -201,6 +202,7 @@ fn judge(rows: Vec<SettleRow>, expected: usize) -> Result<Option<Vec<Settled>>, 
                 "already" => true,
                 "lost" => return Err(Error::ReservationLost),
                 "not_held" => return Err(Error::ReservationNotHeld),
+                "unknown" => return Err(Error::ReservationUnknown),
                 "group_mismatch" => return Err(Error::GroupMismatch),
                 _ => return Err(row::impossible("an unknown outcome of a settlement")),
             };

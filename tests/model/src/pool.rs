@@ -312,6 +312,16 @@ impl Pool {
         }
         let known = self.packages.iter().any(|package| package.suite == ask.suite)
             || self.last_resorts.iter().any(|l| l.suite == ask.suite);
-        Err(if known { Unavailable::Exhausted } else { Unavailable::Incompatible })
+        // A pool that has nothing at all is not told from one that never was.
+        let elsewhere = self.packages.iter().any(|package| {
+            self.can_be_issued(rules, &Ask { suite: package.suite, ..*ask }, package)
+        }) || self
+            .last_resorts
+            .iter()
+            .any(|l| l.live && l.not_after >= self.now + rules.min_remaining);
+        Err(match known || !elsewhere {
+            true => Unavailable::Exhausted,
+            false => Unavailable::Incompatible,
+        })
     }
 }

@@ -17,7 +17,7 @@ ask AS MATERIALIZED (
 ),
 -- Locked, in the order of the key, for the reasons that spend.sql gives.
 held AS MATERIALIZED (
-    SELECT a.ord, k.generation, k.state, k.group_id, k.expires_at, k.revoked_at
+    SELECT a.ord, k.generation, k.state, k.holder, k.group_id, k.expires_at, k.revoked_at
     FROM ask a
     JOIN package k USING (bucket, pool_id, cipher_suite, seq)
     ORDER BY k.bucket, k.pool_id, k.cipher_suite, k.seq
@@ -26,6 +26,9 @@ held AS MATERIALIZED (
 judged AS MATERIALIZED (
     SELECT a.*, h.group_id, h.revoked_at IS NOT NULL AS revoked,
            CASE
+               -- The id was made by somebody who has the secret, and not by keypool.
+               WHEN (h.generation = a.generation AND h.holder <> a.caller)
+                    OR (b.generation = a.generation AND b.holder <> a.caller) THEN 'unknown'
                WHEN h.generation = a.generation AND h.state = 'reserved'
                     AND NOT ($2::bool AND h.expires_at <= t.now) THEN 'release'
                WHEN h.ord IS NOT NULL THEN 'already'

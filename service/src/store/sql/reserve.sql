@@ -305,10 +305,23 @@ SELECT a.ord AS "ord!",
            WHEN p.ord IS NOT NULL OR (f.fits AND a.last_resort) THEN 'withheld'
            WHEN s.eligible > 0 THEN 'exhausted' -- what is left is for newcomers
            WHEN s.incompatible > 0 OR NOT f.fits THEN 'incompatible'
-           -- Not NOT EXISTS, for which the planner may rather read the whole table.
+           -- Of other suites there is something: a pool that has nothing at all is not told from
+           -- one that never was. Not NOT EXISTS, for which the planner may rather read the whole
+           -- table.
            WHEN (SELECT u.last_seq FROM pool_suite u
                  WHERE u.bucket = a.bucket AND u.pool_id = a.pool_id
-                   AND u.cipher_suite = a.cipher_suite) IS NULL THEN 'incompatible'
+                   AND u.cipher_suite = a.cipher_suite) IS NULL
+                AND coalesce(
+                    (SELECT true FROM package k
+                     WHERE k.bucket = a.bucket AND k.pool_id = a.pool_id
+                       AND (k.state = 'available'
+                            OR (k.state = 'reserved' AND k.expires_at <= t.now AND NOT $18::bool))
+                       AND k.revoked_at IS NULL AND k.not_after >= t.usable_until
+                     LIMIT 1),
+                    (SELECT true FROM last_resort l
+                     WHERE l.bucket = a.bucket AND l.pool_id = a.pool_id
+                       AND l.not_after >= t.usable_until
+                     LIMIT 1)) THEN 'incompatible'
            ELSE 'exhausted'
        END AS "outcome!",
        a.pool_id AS "pool_id?",
@@ -320,6 +333,7 @@ SELECT a.ord AS "ord!",
        coalesce(u.key_package, m.key_package) AS "key_package?",
        coalesce(u.not_after, m.not_after) AS "not_after?"
 FROM ask a
+CROSS JOIN t
 LEFT JOIN unsettled u ON u.ord = a.ord AND u.again
 LEFT JOIN made m ON m.ord = a.ord
 LEFT JOIN wanted w ON w.ord = a.ord

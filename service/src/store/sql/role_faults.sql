@@ -48,7 +48,8 @@ FROM is_super, (
     UNION ALL
     SELECT 'may change the secret of reservation ids' WHERE EXISTS (
         SELECT FROM mine m
-        WHERE has_table_privilege(m.oid, to_regclass('service_secret')::oid, 'UPDATE, DELETE, TRUNCATE'))
+        WHERE has_table_privilege(m.oid, to_regclass('service_secret')::oid, 'UPDATE, DELETE, TRUNCATE')
+           OR has_any_column_privilege(m.oid, to_regclass('service_secret')::oid, 'UPDATE'))
     UNION ALL
     SELECT 'was not granted keypool_service' WHERE NOT (
         has_table_privilege(session_user, to_regclass('_sqlx_migrations')::oid, 'SELECT')

@@ -21,6 +21,8 @@ judged AS MATERIALIZED (
                -- Forgotten: a release has nothing to do then, a spend comes too late.
                WHEN h.ord IS NULL AND $6 = 'released' THEN 'already'
                WHEN h.ord IS NULL THEN 'lost'
+               -- The id was made by somebody who has the secret, and not by keypool.
+               WHEN h.holder <> $2 THEN 'unknown'
                WHEN h.group_id <> $5 THEN 'group_mismatch'
                WHEN h.state = $6 THEN 'already'
                WHEN h.state = 'reserved' THEN 'settle'

@@ -18,7 +18,7 @@ ask AS MATERIALIZED (
 -- Locked so that a lapse, a Release or another Spend comes before or after and not between; in
 -- the order of the key, so that two settlements cannot wait for each other.
 held AS MATERIALIZED (
-    SELECT a.ord, k.generation, k.returned, k.group_id
+    SELECT a.ord, k.generation, k.returned, k.group_id, k.holder
     FROM ask a
     JOIN package k USING (bucket, pool_id, cipher_suite, seq)
     ORDER BY k.bucket, k.pool_id, k.cipher_suite, k.seq
@@ -26,7 +26,7 @@ held AS MATERIALIZED (
 ),
 -- Locked because a burned one may become spent.
 buried AS MATERIALIZED (
-    SELECT a.ord, b.state, b.generation, b.group_id, b.key_package_ref
+    SELECT a.ord, b.state, b.generation, b.group_id, b.holder, b.key_package_ref
     FROM (SELECT * FROM ask a WHERE NOT EXISTS (SELECT FROM held h WHERE h.ord = a.ord)) a
     JOIN tombstone b USING (bucket, pool_id, cipher_suite, seq)
     ORDER BY b.bucket, b.pool_id, b.cipher_suite, b.seq
@@ -37,6 +37,9 @@ judged AS MATERIALIZED (
            CASE
                WHEN h.generation <> a.generation THEN 'lost'
                WHEN h.returned = 'released' THEN 'not_held'
+               -- The id was made by somebody who has the secret, and not by keypool.
+               WHEN h.holder <> a.caller
+                    OR (b.generation = a.generation AND b.holder <> a.caller) THEN 'unknown'
                WHEN h.group_id <> a.group_id THEN 'group_mismatch'
                WHEN h.ord IS NOT NULL THEN 'spend'
                WHEN b.state = 'revoked' OR b.generation <> a.generation THEN 'lost'

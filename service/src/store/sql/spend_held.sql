@@ -18,7 +18,7 @@ WITH held AS MATERIALIZED (
     ) a
     JOIN package k USING (bucket, pool_id, cipher_suite, seq)
     WHERE k.generation = ($6::int[])[a.ord] AND k.state = 'reserved'
-      AND k.group_id = ($10::bytea[])[a.ord]
+      AND k.group_id = ($10::bytea[])[a.ord] AND k.holder = ($7::bytea[])[a.ord]
     ORDER BY k.bucket, k.pool_id, k.cipher_suite, k.seq
     FOR UPDATE OF k
 ),
