@@ -38,6 +38,7 @@ use crate::{
 pub struct IssuerKey {
     id: String,
     key: SigningKey,
+    private_pem: String,
     x: String,
 }
 
@@ -51,6 +52,7 @@ impl IssuerKey {
         Self {
             id: id.into(),
             key: SigningKey::from_pem(&pem).expect("a key"),
+            private_pem: pem,
             x: URL_SAFE_NO_PAD.encode(pair.public_key().as_ref()),
         }
     }
@@ -60,6 +62,11 @@ impl IssuerKey {
         let mut request = token_request(user_id, client_id);
         request.key_id = Some(self.id.clone());
         token_of(&self.key, &request)
+    }
+
+    /// Its private half in PEM, for tokens that no issuer would make.
+    pub fn private_pem(&self) -> &str {
+        &self.private_pem
     }
 
     /// Its public half (RFC 8037).
