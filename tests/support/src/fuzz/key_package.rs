@@ -44,8 +44,11 @@ pub fn key_package(data: &[u8]) -> Verdict {
     let Ok(bytes) = plan::package(USER, seconds, &mut u) else {
         return Verdict::Refused(RejectReason::Malformed);
     };
-    let policy =
-        UploadPolicy { cipher_suites: servable_cipher_suites(), ..UploadPolicy::default() };
+    let policy = UploadPolicy {
+        cipher_suites: servable_cipher_suites(),
+        trust_anchors: plan::trust_anchors(),
+        ..UploadPolicy::default()
+    };
     let caller = world::client(USER, "phone");
     let mut judged = None;
     let held = allocation_counter::measure(|| {

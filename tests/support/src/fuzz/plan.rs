@@ -1,9 +1,18 @@
 //! KeyPackages that are right but for some fields, and signed over what they say.
 
+use std::sync::LazyLock;
+
 use arbitrary::{Result, Unstructured};
+use keypool_service::domain::key_package::TrustAnchors;
 
 use super::mutate::{lengths_in, mutate};
-use crate::forge::{Capabilities, Forge, Source, app_data_dictionary, mls_message};
+use crate::{
+    forge::{Capabilities, Forge, Source, app_data_dictionary, mls_message},
+    x509::{Authority, ClientPublicKey, rcgen::SanType},
+};
+
+/// Who certifies users with X.509 credentials.
+static ROOT: LazyLock<Authority> = LazyLock::new(|| Authority::root("Root", 1));
 
 /// Suites with keys that are quick to make come more often.
 const SUITES: [u16; 8] = [1, 1, 1, 1, 2, 3, 0x4d, 7];
@@ -17,6 +26,9 @@ const CODES: [u16; 20] = [
 /// A package for a user that is valid around `now`, seconds since 1970, or nearly so.
 pub(super) fn package(user: &str, now: u64, u: &mut Unstructured<'_>) -> Result<Vec<u8>> {
     let mut forge = Forge::new(*u.choose(&SUITES)?, user).valid_around(now);
+    if forge.cipher_suite == 1 && u.ratio(1, 5)? {
+        forge = certified(forge, user, u)?;
+    }
     for _ in 0..*u.choose(&[0_u8, 0, 1, 1, 1, 2, 3, 6])? {
         change(&mut forge, now, u)?;
     }
@@ -31,6 +43,29 @@ pub(super) fn package(user: &str, now: u64, u: &mut Unstructured<'_>) -> Result<
         mutate(&mut bytes, &lengths, u)?;
     }
     Ok(bytes)
+}
+
+/// Who may certify these users.
+pub(super) fn trust_anchors() -> TrustAnchors {
+    let certificate = pem::encode(&pem::Pem::new("CERTIFICATE", ROOT.certificate()));
+    let mut anchors = TrustAnchors::default();
+    anchors.add_pem(certificate.as_bytes()).expect("a CA");
+    anchors
+}
+
+/// With an X.509 credential (RFC 9420, section 5.3), whose certificates may be wrong in places.
+fn certified(forge: Forge, user: &str, u: &mut Unstructured<'_>) -> Result<Forge> {
+    let key = ClientPublicKey::new(1, &forge.signature_key);
+    let name = SanType::DnsName(user.try_into().expect("a name of ASCII"));
+    let mut chain = vec![ROOT.certify(&key, |params| params.subject_alt_names = vec![name])];
+    if u.ratio(1, 3)? {
+        chain.push(ROOT.certificate());
+    }
+    for _ in 0..*u.choose(&[0_u8, 0, 1, 1, 2])? {
+        let at = u.choose_index(chain.len())?;
+        mutate(&mut chain[at], &[], u)?;
+    }
+    Ok(forge.x509(&chain))
 }
 
 fn code(u: &mut Unstructured<'_>) -> Result<u16> {

@@ -60,7 +60,8 @@ pub struct Answered {
     pub code: Code,
 }
 
-/// A server in this process, all of it on this thread, so that what it holds can be counted.
+/// A server in this process, all of it on this thread, so that what it holds can be counted: all but
+/// the validation of KeyPackages, which [`key_package`](super::key_package()) counts.
 #[derive(Debug)]
 pub struct Requests {
     runtime: Runtime,
