@@ -268,7 +268,20 @@ fn help_is_there_and_shows_no_value_of_a_variable() {
     let folder = TempDir::new().unwrap();
     let variables =
         [("KEYPOOL_CONFIG", "/secret/place"), ("KEYPOOL_DATABASE__URL", "postgres://u:hunter2@h")];
-    for args in [&["--help"][..], &["check", "--help"], &["token", "--help"]] {
+    for args in [
+        &["--help"][..],
+        &["serve", "--help"],
+        &["migrate", "--help"],
+        &["wait", "--help"],
+        &["dev", "--help"],
+        &["check", "--help"],
+        &["pool", "--help"],
+        &["pool", "show", "--help"],
+        &["pool", "top", "--help"],
+        &["config-reference", "--help"],
+        &["after-restore", "--help"],
+        &["token", "--help"],
+    ] {
         let run = keypool_with(&folder, args, &variables);
         let help = output(&run);
         assert!(help.contains("Usage: keypool"), "{help}");
