@@ -14,6 +14,7 @@ use http::{HeaderValue, Uri};
 use keypool_proto::v1::{
     ReserveKeyPackagesRequest, ReserveKeyPackagesResponse, Target, reserve_result,
 };
+use keypool_testing::scrape::{get, metrics_address};
 use tokio::{
     sync::{Mutex, mpsc},
     task::{JoinHandle, JoinSet},
@@ -149,7 +150,7 @@ async fn reserve(
     Ok(refs)
 }
 
-/// Looks at the health again and again, and at the memory.
+/// Looks at the health again and again, and at the metrics and the memory.
 struct Probe(JoinHandle<anyhow::Result<Probed>>, tokio::sync::oneshot::Sender<()>);
 
 #[derive(Debug, Default)]
@@ -162,6 +163,7 @@ impl Probe {
     async fn start(site: &Site) -> anyhow::Result<Self> {
         let connection = Connection::open(site.server.address()).await?;
         let pid = site.server.pid();
+        let metrics = metrics_address(&site.server).await;
         let (stop, mut stopped) = tokio::sync::oneshot::channel();
         let task = tokio::spawn(async move {
             let uri = connection.uri("/grpc.health.v1.Health/Check")?;
@@ -180,6 +182,10 @@ impl Probe {
                 if probed.checks.operations % 10 == 1 {
                     let (resident, _) = machine::memory_kib(pid)?;
                     probed.memory_mib.push(resident as f64 / 1024.0);
+                    let (head, text) = get(metrics, "/metrics").await;
+                    if !(head.starts_with("HTTP/1.1 200") && text.contains("keypool_shed_total")) {
+                        probed.checks.fault(format!("metrics: {head}"));
+                    }
                 }
                 tokio::time::sleep(PROBE_INTERVAL).await;
             }
