@@ -1,8 +1,10 @@
 //! A database that was restored from a backup issues nothing again, once `keypool after-restore`
 //! has run; and what it would do without.
 
+use std::sync::{Arc, Mutex};
+
 use keypool_client::{
-    Client, Error, Reserve,
+    Client, Error, Identity, MemoryMetadataStore, OwnPool, Reserve,
     v1::{self, ErrorReason, RejectReason},
 };
 use keypool_service::{
@@ -14,6 +16,9 @@ use keypool_testing::{
     forge::Forge,
     server::{ConfigFile, Server, ServerOptions},
 };
+use openmls::prelude::{BasicCredential, Ciphersuite, CredentialWithKey};
+use openmls_basic_credential::SignatureKeyPair;
+use openmls_rust_crypto::OpenMlsRustCrypto;
 use time::{Duration, OffsetDateTime, format_description::well_known::Rfc3339};
 
 const SUITE: u16 = 1;
@@ -262,4 +267,44 @@ async fn until_it_was_run_to_its_end_no_server_starts_and_it_may_be_run_again() 
     let answer = bob.upload([package_of(0)]).await.unwrap();
     let why = answer.results[0].rejected().expect("from before the later of the two instants");
     assert_eq!(why.reason(), RejectReason::Lifetime);
+}
+
+/// A pool that the SDK keeps, of a device whose user is bob.
+fn own_pool(client: Client) -> OwnPool<OpenMlsRustCrypto, SignatureKeyPair> {
+    let suite = Ciphersuite::try_from(SUITE).unwrap();
+    let signer = SignatureKeyPair::new(suite.signature_algorithm()).unwrap();
+    let credential = CredentialWithKey {
+        credential: BasicCredential::new(b"bob".to_vec()).into(),
+        signature_key: signer.public().into(),
+    };
+    let identity = Identity::new(signer, credential, [suite]);
+    let provider = Arc::new(Mutex::new(OpenMlsRustCrypto::default()));
+    OwnPool::new(client, provider, MemoryMetadataStore::new(), identity).unwrap()
+}
+
+/// The lifetimes of its packages begin an hour before they are made, which the margin is for.
+#[tokio::test]
+async fn the_sdk_refills_its_pool_with_a_margin_of_an_hour_and_not_without() {
+    let margin = ["--lifetime-margin", "1h"];
+    for (arguments, refills) in [(&margin[..], true), (&[], false)] {
+        let Lost { backup, .. } = lost().await;
+        // Lifetimes begin at whole seconds: one that follows in the second of the loss is refused.
+        let loss = (SystemClock.now() - Duration::seconds(2)).format(&Rfc3339).unwrap();
+        let arguments = [&[MEANT, "--until", &loss], arguments].concat();
+        let (done, said) = after_restore(&backup, &arguments).await;
+        assert!(done, "{said}");
+        let server = Server::on(&backup.service_url(), &options()).await;
+        let pool = own_pool(server.client("bob", "phone").await);
+        let refreshed = pool.refresh().await.unwrap();
+        let available = refreshed.status.cipher_suites[0].available;
+        if refills {
+            assert_eq!(refreshed.refused, []);
+            assert!(available > 0, "{refreshed:?}");
+            reserve(&server.client("alice", "laptop").await).await.unwrap();
+        } else {
+            assert_eq!(available, 0);
+            let why = &refreshed.refused.first().expect("what it uploaded").reason;
+            assert_eq!(*why, RejectReason::Lifetime);
+        }
+    }
 }
