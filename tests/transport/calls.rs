@@ -30,7 +30,7 @@ pub(crate) async fn refused_past_its_deadline() -> Rejection {
     let mut call = connection.call("GetPoolStatus", Some(&token), &deadline).await.unwrap();
     call.send(&GetPoolStatusRequest {});
     let (_, status) = call.answer().await.unwrap();
-    server.logged("call given up").await;
+    server.logged("DEADLINE_EXCEEDED").await;
     lock.release().await;
     status.unwrap().into()
 }

@@ -1,4 +1,5 @@
-//! The deadline of a call, as its caller sets it and as the server bounds it.
+//! The deadline of a call, as its caller sets it and as the server bounds it; and callers who do not
+//! wait for theirs.
 
 use std::{
     future::Future,
@@ -11,6 +12,7 @@ use http::{HeaderMap, Request, Response};
 use tokio::time::timeout;
 use tonic::body::Body;
 use tower::{Layer, Service};
+use tracing::Span;
 
 use super::service::refuse;
 use crate::domain::error::Error;
@@ -62,12 +64,34 @@ where
     fn call(&mut self, request: Request<B>) -> Self::Future {
         let longest = requested(request.headers()).map_or(self.longest, |it| it.min(self.longest));
         let answer = self.inner.call(request);
+        let unanswered = Unanswered(Some(Span::current()));
         Box::pin(async move {
-            match timeout(longest, answer).await {
+            let answer = match timeout(longest, answer).await {
                 Ok(answer) => answer,
                 Err(_) => Ok(refuse(&Error::DeadlineExceeded).into_http()),
-            }
+            };
+            unanswered.answered();
+            answer
         })
+    }
+}
+
+/// Logs that a call was dropped before there was an answer, which says itself why a call failed.
+/// What it had in the database by then is as if its answer had been lost: a repeat with the same
+/// `request_id` finds it.
+struct Unanswered(Option<Span>);
+
+impl Unanswered {
+    fn answered(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Unanswered {
+    fn drop(&mut self) {
+        if let Some(span) = self.0.take() {
+            span.in_scope(|| tracing::info!("call given up: its caller cancelled it"));
+        }
     }
 }
 

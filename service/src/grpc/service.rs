@@ -9,7 +9,6 @@ use keypool_proto::{
 };
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Request, Response, Status};
-use tracing::Span;
 
 use super::{
     auth::{Caller, Scope},
@@ -66,61 +65,39 @@ impl GrpcService {
         prepare: impl FnOnce(&Caller, Q) -> Result<(Load, P), Error>,
         work: impl AsyncFnOnce(&KeyPool, &Caller, P) -> Result<A, Error>,
     ) -> Result<Response<A>, Status> {
-        let unfinished = Unfinished(Some(Span::current()));
         let call = async {
             let caller = allowed(&request, scopes)?;
             let (load, prepared) = prepare(&caller, request.into_inner())?;
             let _place = match self.load.enter(load).await {
                 Ok(place) => place,
-                Err(refused) => {
+                Err(Refused::Full) => {
                     metrics().shed.count(Shed::Queue);
-                    return Err(match refused {
-                        Refused::Full => Error::Overloaded,
-                        // The database may be gone.
-                        Refused::Late => self.pool.store().why_late().await,
-                    });
+                    return Err(Error::Overloaded);
                 }
+                Err(Refused::Late) => return Err(self.late(Shed::Queue).await),
             };
             match work(&self.pool, &caller, prepared).await {
-                Err(Error::Overloaded) => Err(self.late().await),
+                Err(Error::Overloaded) => Err(self.late(Shed::Database).await),
                 answer => answer,
             }
         };
         let answer = match tokio::time::timeout(self.limits.timeout, call).await {
             Ok(answer) => answer,
-            Err(_) => Err(self.late().await),
+            Err(_) => Err(self.late(Shed::Database).await),
         };
-        unfinished.finished();
         answer.map(Response::new).map_err(|error| refuse(&error))
     }
 }
 
 impl GrpcService {
-    /// Why the store was too late for a call.
-    async fn late(&self) -> Error {
+    /// Why the store was too late for a call: there is too much to do, which sheds the call for
+    /// this cause, or the database is gone.
+    async fn late(&self, cause: Shed) -> Error {
         let why = self.pool.store().why_late().await;
         if matches!(why, Error::Overloaded) {
-            metrics().shed.count(Shed::Database);
+            metrics().shed.count(cause);
         }
         why
-    }
-}
-
-/// Logs that a call was dropped before it was done. What it had in the database by then is as if
-/// its answer had been lost: a repeat with the same `request_id` finds it.
-struct Unfinished(Option<Span>);
-
-impl Unfinished {
-    fn finished(mut self) {
-        self.0 = None;
-    }
-}
-
-impl Drop for Unfinished {
-    fn drop(&mut self) {
-        if let Some(span) = self.0.take() {
-            span.in_scope(|| tracing::info!("call given up: cancelled, or past its deadline"));
-        }
     }
 }
 
