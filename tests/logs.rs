@@ -1,5 +1,7 @@
 //! One line for each call that fails, and a level that changes while the server runs.
 
+use std::{fs, os::unix::fs::symlink};
+
 use keypool_client::{Reserve, v1};
 use keypool_service::store::MIGRATOR;
 use keypool_testing::{
@@ -98,4 +100,38 @@ async fn the_filter_is_read_again_at_sighup() {
     server.reconfigure(&options);
     server.signal("HUP");
     until(async || fail().await > 1).await;
+}
+
+/// In a pod nobody sends a signal. The kubelet writes a new version of all files beside the old one,
+/// and turns a link to it.
+#[tokio::test]
+async fn the_filter_follows_the_file_as_the_kubelet_changes_it() {
+    let database = TestDatabase::migrated(&MIGRATOR).await;
+    let options = ServerOptions::default()
+        .text("log.filter", "info")
+        .text("log.format", "text")
+        .text("log.reload_interval", "20ms");
+    let server = Server::start(&database, &options).await;
+    let folder = server.key_file().parent().unwrap().to_owned();
+    let file = folder.join("keypool.toml");
+    let text = fs::read_to_string(&file).unwrap();
+    let mount = |version: &str, text: &str| {
+        fs::create_dir(folder.join(version)).unwrap();
+        fs::write(folder.join(version).join("keypool.toml"), text).unwrap();
+        symlink(version, folder.join("..data_tmp")).unwrap();
+        fs::rename(folder.join("..data_tmp"), folder.join("..data")).unwrap();
+    };
+    mount("..1", &text);
+    symlink("..data/keypool.toml", folder.join("link")).unwrap();
+    fs::rename(folder.join("link"), &file).unwrap();
+
+    mount("..2", &text.replace("log.filter = \"info\"", "log.filter = \"debug\""));
+    server.logged("log.filter was read again filter=\"debug\"").await;
+    mount("..3", &text.replace("log.filter = \"info\"", "log.filter = \"no,=such\""));
+    server.logged("log.filter cannot be read again").await;
+    mount("..4", &text);
+    server.logged("log.filter was read again filter=\"info\"").await;
+    let log = server.log();
+    assert_eq!(log.matches("log.filter cannot be read again").count(), 1, "once: {log}");
+    assert_eq!(log.matches("log.filter was read again").count(), 2, "{log}");
 }

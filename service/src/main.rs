@@ -77,7 +77,7 @@ fn block_on(command: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result
     Ok(ExitCode::SUCCESS)
 }
 
-/// Serves, with traces if they are wanted and with logs whose filter is read again at SIGHUP.
+/// Serves, with traces if they are wanted and with logs whose filter follows the file.
 fn serve(args: &ConfigArgs) -> anyhow::Result<ExitCode> {
     let config = Config::load(&args.config, env::vars_os())?;
     let runtime = tokio::runtime::Runtime::new()?;

@@ -4,9 +4,11 @@
 pub mod traces;
 
 use std::{
-    env,
+    env, fs,
+    hash::{DefaultHasher, Hash as _, Hasher as _},
     io::{self, IsTerminal as _},
     path::Path,
+    time::Duration,
 };
 
 use anyhow::Context as _;
@@ -25,6 +27,7 @@ use crate::config::{Config, LogFormat, LogSection};
 pub struct LogFilter {
     handle: reload::Handle<EnvFilter, Registry>,
     current: String,
+    reload_interval: Duration,
 }
 
 /// Starts logging, and tracing where there is a collector, for the whole process and once.
@@ -48,7 +51,11 @@ where
     W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
 {
     let (filter, handle) = reload::Layer::new(parse(&section.filter)?);
-    let filter_of = LogFilter { handle, current: section.filter.clone() };
+    let filter_of = LogFilter {
+        handle,
+        current: section.filter.clone(),
+        reload_interval: section.reload_interval,
+    };
     let subscriber: Boxed = match traces {
         // What is not logged costs nothing: one filter for all.
         None => Box::new(Registry::default().with(filter).with(lines(section.format, writer))),
@@ -89,8 +96,9 @@ impl LogFilter {
         Ok(())
     }
 
-    /// Reads `log.filter` of the configuration again whenever the process gets SIGHUP. What cannot
-    /// be read or parsed is logged, and changes nothing.
+    /// Goes over to the `log.filter` of the configuration at SIGHUP, and when the file has changed
+    /// since it was last looked at: in a pod nobody can send a signal. What cannot be read or parsed
+    /// is logged, and changes nothing.
     ///
     /// # Errors
     /// When the signal cannot be waited for.
@@ -101,19 +109,49 @@ impl LogFilter {
         let path = path.to_owned();
         let mut hangup = signal(SignalKind::hangup())?;
         Ok(async move {
-            while hangup.recv().await.is_some() {
-                let read = Config::load(&path, env::vars_os()).map_err(anyhow::Error::new);
-                match read.and_then(|config| self.replace(&config.log.filter)) {
-                    // At a level that any filter lets through.
-                    Ok(()) => tracing::error!(filter = self.current, "log.filter was read again"),
-                    Err(error) => tracing::error!(
-                        error = format!("{error:#}"),
-                        "log.filter cannot be read again; the one before stays in use"
-                    ),
+            let mut seen = None;
+            loop {
+                let look = tokio::time::timeout(self.reload_interval, hangup.recv());
+                let told = match look.await {
+                    Ok(Some(())) => true,
+                    Ok(None) => return,
+                    Err(_) => false,
+                };
+                let found = digest(&path);
+                if told || found != seen {
+                    seen = found;
+                    self.read_again(&path, told);
                 }
             }
         })
     }
+
+    /// Reads the configuration again, and says so if the filter is another or if somebody asked.
+    fn read_again(&mut self, path: &Path, asked: bool) {
+        let read = Config::load(path, env::vars_os()).map_err(anyhow::Error::new);
+        let replaced = read.and_then(|config| {
+            let another = config.log.filter != self.current;
+            self.replace(&config.log.filter).map(|()| another)
+        });
+        match replaced {
+            // At a level that any filter lets through.
+            Ok(another) if asked || another => {
+                tracing::error!(filter = self.current, "log.filter was read again");
+            }
+            Ok(_) => {}
+            Err(error) => tracing::error!(
+                error = format!("{error:#}"),
+                "log.filter cannot be read again; the one before stays in use"
+            ),
+        }
+    }
+}
+
+/// Tells one content of a file from another without keeping a copy of what may hold a password.
+fn digest(path: &Path) -> Option<u64> {
+    let mut hasher = DefaultHasher::new();
+    fs::read(path).ok()?.hash(&mut hasher);
+    Some(hasher.finish())
 }
 
 #[cfg(test)]
@@ -144,7 +182,7 @@ mod tests {
 
     fn started(format: LogFormat, filter: &str) -> (Lines, Boxed, LogFilter) {
         let lines = Lines::default();
-        let section = LogSection { format, filter: filter.into() };
+        let section = LogSection { format, filter: filter.into(), ..LogSection::default() };
         let writer = lines.clone();
         let (subscriber, filter) = subscriber(&section, None, move || writer.clone()).unwrap();
         (lines, subscriber, filter)

@@ -20,8 +20,8 @@ const HEAD: &str = "\
 `keypool` reads a TOML file, `--config FILE`, and variables of the environment, which win over it. What
 is not known is refused, and `keypool check --config FILE` says what is wrong. A list in a variable is
 separated by commas. Paths are relative to the folder that keypool is started in. A time is written as
-`500ms`, `60s` or `1h 30m`. `log.filter` is read again at SIGHUP, and the files that keys name are when
-they change where it says so; all else takes a restart.
+`500ms`, `60s` or `1h 30m`. `log.filter` is read again when the file changes, and the files that keys name
+are where it says so; all else takes a restart.
 ";
 
 /// A key as the sample shows it.

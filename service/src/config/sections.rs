@@ -308,11 +308,14 @@ pub struct LogSection {
     pub format: LogFormat,
     /// `filter`: a level, or levels by module as in `info,keypool_service=debug`. Default "info".
     pub filter: String,
+    /// `reload_interval`: the configuration file is looked at again after this time, for its
+    /// `log.filter`. Default 10s.
+    pub reload_interval: Duration,
 }
 
 impl Default for LogSection {
     fn default() -> Self {
-        Self { format: LogFormat::Text, filter: "info".into() }
+        Self { format: LogFormat::Text, filter: "info".into(), reload_interval: 10 * SECOND }
     }
 }
 
@@ -335,6 +338,11 @@ impl LogSection {
                     Ok(filter)
                 })
                 .unwrap_or(default.filter),
+            reload_interval: source.duration(
+                "log.reload_interval",
+                default.reload_interval,
+                SECOND / 100..=HOUR,
+            ),
         }
     }
 }

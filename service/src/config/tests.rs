@@ -229,6 +229,7 @@ fn each_bad_value_is_named_with_its_reason() {
         ("[log]", "format = \"xml\"", "must be \"text\" or \"json\""),
         ("[log]", "filter = \"a=b=c\"", "must be levels"),
         ("[log]", "filter = \"keypool=loud\"", "must be levels"),
+        ("[log]", "reload_interval = \"1ms\"", "must be 10ms to 1h"),
     ] {
         let found = problems(parse(&with(section, line)));
         assert!(found.contains(problem), "{line}: {found}");
