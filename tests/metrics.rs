@@ -15,8 +15,9 @@ use keypool_service::{
 use keypool_testing::{
     database::TestDatabase,
     forge::Forge,
+    proxy::Proxy,
     scrape::{Scrape, get, metrics_address, reaches},
-    server::{Server, ServerOptions},
+    server::{Server, ServerOptions, until},
     tls::{Ca, TlsFolder},
     tokens::{authorized, expired_token, token, token_with},
 };
@@ -168,6 +169,10 @@ async fn everything_that_is_documented_is_measured_and_nothing_else() {
     ] {
         assert_eq!(scrape.value(name, labels), Some(value), "{name} {labels:?}");
     }
+    // Of bob's pool all is gone, in eve's is one, which is no more than its low watermark.
+    for (health, pools) in [("healthy", 0.0), ("low", 1.0), ("exhausted", 1.0)] {
+        reaches(&server, "keypool_pools", &[("health", health)], pools).await;
+    }
     let reserve = format!("{SERVICE}/ReserveKeyPackages");
     let ok = [("rpc_method", &*reserve), ("rpc_response_status_code", "OK")];
     let calls = "rpc_server_call_duration_seconds_count";
@@ -200,6 +205,57 @@ async fn certificates_and_handshakes_are_measured() {
     reaches(&server, "keypool_grpc_connections_refused_total", &handshake, 1.0).await;
     let ends = Scrape::of(&server).await.value(CERTIFICATE, &[]).unwrap();
     assert_eq!(ends, 67_090_118_400.0, "as rcgen makes them: until 4096");
+}
+
+#[tokio::test]
+async fn a_sweeper_that_is_late_says_by_how_much() {
+    let database = TestDatabase::migrated(&MIGRATOR).await;
+    let options = options().text("sweeper.interval", "1h");
+    let server = Server::start(&database, &options).await;
+    let swept = "UPDATE sweep_cursor SET swept = now() - interval '2 hours' WHERE name = 'lapsed'";
+    let lag = async || Scrape::of(&server).await.value("keypool_sweeper_lag_seconds", &[]);
+    // Again and again: the sweeper's first run may come in between. The cursor is left a minute
+    // behind what was looked at.
+    until(async || {
+        sqlx::query(swept).execute(&database.pool).await.unwrap();
+        lag().await.is_some_and(|lag| (7_100.0..7_200.0).contains(&lag))
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn what_is_refused_for_its_number_is_counted_by_limit() {
+    let database = TestDatabase::migrated(&MIGRATOR).await;
+    let options = options()
+        .set("limits.rate_limits", true)
+        .set("limits.target_burst", 1)
+        .set("limits.target_per_minute", 1)
+        .set("server.max_watches_per_client", 1);
+    let server = Server::start(&database, &options).await;
+    let alice = server.client("alice", "laptop").await;
+    for _ in 0..3 {
+        assert!(reserve(&alice, "nobody").await.is_none());
+    }
+    let mut watch = Box::pin(alice.watch_pool_status().await.unwrap());
+    watch.next().await.unwrap().unwrap();
+    alice.watch_pool_status().await.err().expect("one stream too many");
+    let scrape = Scrape::of(&server).await;
+    let limited = |limit| scrape.value("keypool_rate_limited_total", &[("limit", limit)]);
+    let counts = ["caller", "caller_target", "owner", "requests", "streams"].map(limited);
+    assert_eq!(counts, [0.0, 2.0, 0.0, 0.0, 1.0].map(Some));
+}
+
+#[tokio::test]
+async fn connections_beyond_the_limit_are_counted() {
+    let database = TestDatabase::migrated(&MIGRATOR).await;
+    let options = options().set("server.max_connections", 1);
+    let server = Server::start(&database, &options).await;
+    reaches(&server, "keypool_grpc_connections", &[], 0.0).await;
+    let _one = TcpStream::connect(server.address()).await.unwrap();
+    reaches(&server, "keypool_grpc_connections", &[], 1.0).await;
+    let _another = TcpStream::connect(server.address()).await.unwrap();
+    let full = [("cause", "full")];
+    reaches(&server, "keypool_grpc_connections_refused_total", &full, 1.0).await;
 }
 
 #[tokio::test]
@@ -240,6 +296,83 @@ async fn a_call_that_is_turned_away_or_given_up_is_counted() {
     reaches(&server, "keypool_rpc_errors_total", &cancelled, 1.0).await;
     lock.release().await;
     reaches(&server, "rpc_server_active_requests", &[], 0.0).await;
+}
+
+/// Anybody may call it without a token: it must not look like a fault of keypool.
+#[tokio::test]
+async fn a_method_that_there_is_not_is_told_from_a_fault() {
+    let database = TestDatabase::migrated(&MIGRATOR).await;
+    let server = Server::start(&database, &options()).await;
+    let mut grpc = tonic::client::Grpc::new(server.channel().await);
+    grpc.ready().await.unwrap();
+    let codec = tonic_prost::ProstCodec::<v1::GetPoolStatusRequest, v1::PoolStatus>::default();
+    let request = tonic::Request::new(v1::GetPoolStatusRequest {});
+    let nowhere = "/keypool.v2.Nothing/Nothing".parse().unwrap();
+    let refused = grpc.unary(request, nowhere, codec).await.unwrap_err();
+    assert_eq!(refused.code(), tonic::Code::Unimplemented);
+    let scrape = Scrape::of(&server).await;
+    let errors = |reason| {
+        let labels = [("rpc_method", "_OTHER"), ("reason", reason)];
+        scrape.value("keypool_rpc_errors_total", &labels)
+    };
+    assert_eq!((errors("UNIMPLEMENTED"), errors("UNEXPLAINED")), (Some(1.0), None));
+}
+
+/// Its code is in the trailers: by then the call has long been counted as one that was opened.
+#[tokio::test]
+async fn a_stream_that_fails_is_counted_with_its_reason() {
+    let database = TestDatabase::migrated(&MIGRATOR).await;
+    let options = options().text("database.statement_timeout", "100ms");
+    let server = Server::start(&database, &options).await;
+    let bob = server.client("bob", "phone").await;
+    let lock = database.lock_table("pool").await;
+    let mut failing = Box::pin(bob.watch_pool_status().await.unwrap());
+    let failed = failing.next().await.unwrap().unwrap_err();
+    lock.release().await;
+    // One that is read and dropped is no failure.
+    let mut watch = Box::pin(bob.watch_pool_status().await.unwrap());
+    watch.next().await.unwrap().unwrap();
+    drop((failing, watch));
+    reaches(&server, "keypool_watch_streams", &[], 0.0).await;
+
+    let method = format!("{SERVICE}/WatchPoolStatus");
+    let of = |label, value| [("rpc_method", &*method), (label, value)];
+    let reason = failed.reason().unwrap().wire_name();
+    let scrape = Scrape::of(&server).await;
+    let errors = "keypool_rpc_errors_total";
+    assert_eq!(scrape.value(errors, &of("reason", reason)), Some(1.0), "{reason}");
+    assert_eq!(scrape.value(errors, &[("rpc_method", &method)]), Some(1.0));
+    let opened = "rpc_server_call_duration_seconds_count";
+    assert_eq!(scrape.value(opened, &of("rpc_response_status_code", "OK")), Some(2.0));
+    assert_eq!(scrape.value(opened, &[("rpc_method", &method)]), Some(2.0));
+}
+
+/// What waits in vain because the database is gone is told so, and was not turned away for its
+/// number.
+#[tokio::test]
+async fn a_call_that_waits_for_a_database_that_is_gone_is_not_counted_as_shed() {
+    let database = TestDatabase::migrated(&MIGRATOR).await;
+    let proxy = Proxy::to(database.target()).await;
+    let options = options()
+        .set("limits.adder_places", 1)
+        .text("database.statement_timeout", "1m")
+        .text("server.request_timeout", "1m")
+        .text("server.drain_timeout", "2m");
+    let server = Server::on(&database.url_through(&proxy, "password"), &options).await;
+    let lock = database.lock_table("pool").await;
+    let alice = server.client("alice", "laptop").await;
+    let stuck = tokio::spawn(async move { reserve(&alice, "bob").await });
+    database.waiting(1).await;
+    proxy.silence();
+    reaches(&server, "keypool_database_up", &[], 0.0).await;
+    let carol = server.client("carol", "laptop").await;
+    let refused = carol.reserve(&Reserve::new(GROUP, SUITE).target("bob")).await.unwrap_err();
+    assert_eq!(refused.reason(), Some(v1::ErrorReason::StoreUnavailable), "{refused:?}");
+    let shed = Scrape::of(&server).await.value("keypool_shed_total", &[]);
+    assert_eq!(shed, Some(0.0));
+    stuck.abort();
+    proxy.open();
+    lock.release().await;
 }
 
 #[tokio::test]

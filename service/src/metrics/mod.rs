@@ -23,7 +23,7 @@ use metrics_exporter_prometheus::{
 pub use families::{Counters, InFlight, Present};
 pub use http::serve;
 pub use labels::*;
-pub use rpc::{Call, Calls, code_name};
+pub use rpc::{Call, Calls, OpenStream, code_name};
 
 /// Seconds: from half a millisecond, which a Reserve takes at best, to longer than a call may take.
 const SECONDS: &[f64] = &[

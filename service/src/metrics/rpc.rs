@@ -51,17 +51,29 @@ pub struct Calls {
 #[derive(Debug)]
 struct Method {
     name: String,
+    /// Whether its answer is a stream.
+    streams: bool,
     active: InFlight,
     /// By code; there once a call ended with it.
     durations: [OnceLock<Histogram>; CODES.len()],
 }
 
 impl Method {
-    fn new(name: String) -> Self {
+    fn new(name: String, streams: bool) -> Self {
         let active = InFlight(gauge!("rpc_server_active_requests", "rpc_method" => name.clone()));
-        let method = Self { name, active, durations: Default::default() };
+        let method = Self { name, streams, active, durations: Default::default() };
         method.duration(0);
         method
+    }
+
+    fn count_error(&self, code: usize, reason: &str) {
+        let code = CODES.get(code).copied().unwrap_or(CODES[UNKNOWN]);
+        let (method, reason) = (self.name.clone(), reason.to_owned());
+        metrics().with(|| {
+            counter!("keypool_rpc_errors_total", "rpc_method" => method,
+                     "rpc_response_status_code" => code, "reason" => reason)
+            .increment(1);
+        });
     }
 
     fn duration(&self, code: usize) -> Option<&Histogram> {
@@ -84,11 +96,12 @@ impl Default for Calls {
             for service in &file.service {
                 for method in &service.method {
                     let name = format!("{}.{}/{}", file.package(), service.name(), method.name());
-                    methods.insert(format!("/{name}"), Method::new(name));
+                    methods
+                        .insert(format!("/{name}"), Method::new(name, method.server_streaming()));
                 }
             }
         }
-        Self { methods, other: Method::new(OTHER.into()) }
+        Self { methods, other: Method::new(OTHER.into(), false) }
     }
 }
 
@@ -120,26 +133,17 @@ pub struct Call {
 }
 
 impl Call {
-    /// It was answered with this code.
-    pub fn answered(mut self, code: i32) {
+    /// It was answered with this code. A stream goes on from there.
+    pub fn answered(mut self, code: i32) -> Option<OpenStream> {
         self.record(usize::try_from(code).unwrap_or(UNKNOWN));
+        self.method.streams.then_some(OpenStream { method: self.method })
     }
 
     /// It was answered with this code for this reason.
     pub fn failed(mut self, code: i32, reason: &str) {
         let code = usize::try_from(code).unwrap_or(UNKNOWN);
-        self.count_error(code, reason);
+        self.method.count_error(code, reason);
         self.record(code);
-    }
-
-    fn count_error(&self, code: usize, reason: &str) {
-        let code = CODES.get(code).copied().unwrap_or(CODES[UNKNOWN]);
-        let (method, reason) = (self.method.name.clone(), reason.to_owned());
-        metrics().with(|| {
-            counter!("keypool_rpc_errors_total", "rpc_method" => method,
-                     "rpc_response_status_code" => code, "reason" => reason)
-            .increment(1);
-        });
     }
 
     fn record(&mut self, code: usize) {
@@ -159,8 +163,21 @@ impl Call {
 impl Drop for Call {
     fn drop(&mut self) {
         if !self.ended {
-            self.count_error(CANCELLED, "CANCELLED");
+            self.method.count_error(CANCELLED, "CANCELLED");
             self.record(CANCELLED);
         }
+    }
+}
+
+/// A stream that was opened. Dropped, its caller has read enough: that is no failure.
+#[derive(Debug)]
+pub struct OpenStream {
+    method: &'static Method,
+}
+
+impl OpenStream {
+    /// It ended with this code for this reason. It was counted as a call when it opened.
+    pub fn failed(self, code: i32, reason: &str) {
+        self.method.count_error(usize::try_from(code).unwrap_or(UNKNOWN), reason);
     }
 }
