@@ -1,5 +1,7 @@
 //! What operators ask `keypool` for: how pools stand, and what is wrong.
 
+use std::process::Stdio;
+
 use keypool_client::{Client, Reserve};
 use keypool_service::{
     domain::clock::{Clock as _, SystemClock},
@@ -8,14 +10,18 @@ use keypool_service::{
 use keypool_testing::{
     database::TestDatabase,
     forge::Forge,
-    server::{ConfigFile, Server, ServerOptions},
+    login::Login,
+    server::{ConfigFile, Server, ServerOptions, signal},
     tls::{Ca, TlsFolder},
 };
 use serde_json::Value;
 use sqlx::{AssertSqlSafe, ConnectOptions as _, postgres::PgConnectOptions};
+use tokio::io::AsyncReadExt as _;
 
 const SUITE: u16 = 1;
 const GROUP: &[u8] = b"the group of the test";
+/// What clears a terminal.
+const CLEAR: &[u8] = b"\x1b[2J\x1b[H";
 
 fn options() -> ServerOptions {
     ServerOptions::default().set("pool.low_watermark", 2)
@@ -56,7 +62,7 @@ async fn a_pool_is_shown_with_its_events_and_without_its_groups() {
     publish(&server, "bob", 3).await;
     draw(&server, "alice", "bob").await;
 
-    let (code, said) = run(database.url(), &["pool", "show", "bob"]).await;
+    let (code, said) = run(&database.service_url(), &["pool", "show", "bob"]).await;
     assert_eq!(code, Some(0), "{said}");
     assert!(said.starts_with("bob / phone: low, last upload 2"), "{said}");
     assert_eq!(said.matches("uploaded").count(), 3, "{said}");
@@ -64,10 +70,11 @@ async fn a_pool_is_shown_with_its_events_and_without_its_groups() {
     let group: String = GROUP.iter().map(|byte| format!("{byte:02x}")).collect();
     assert!(!said.contains(&group), "{said}");
 
-    let (_, said) = run(database.url(), &["pool", "show", "bob", "phone", "--groups"]).await;
+    let (_, said) =
+        run(&database.service_url(), &["pool", "show", "bob", "phone", "--groups"]).await;
     assert!(said.contains(&group), "{said}");
     let json = ["pool", "show", "bob", "phone", "--json", "--events", "2"];
-    let (_, said) = run(database.url(), &json).await;
+    let (_, said) = run(&database.service_url(), &json).await;
     let pools: Value = serde_json::from_str(&said).unwrap();
     let suite = &pools[0]["cipher_suites"][0];
     assert_eq!((&suite["available"], &suite["reserved"]), (&2.into(), &1.into()), "{said}");
@@ -75,7 +82,7 @@ async fn a_pool_is_shown_with_its_events_and_without_its_groups() {
     assert_eq!(pools[0]["events"][0]["group_id"], Value::Null);
 
     for nobody in [&["pool", "show", "carol"][..], &["pool", "show", "bob", "tablet"]] {
-        let (code, said) = run(database.url(), nobody).await;
+        let (code, said) = run(&database.service_url(), nobody).await;
         assert_eq!(code, Some(1), "{said}");
         assert!(said.contains("no pool of that user and client"), "{said}");
     }
@@ -91,15 +98,67 @@ async fn the_lowest_pools_come_first() {
     for user in ["much", "little", "nothing"] {
         draw(&server, "alice", user).await;
     }
-    let (code, said) = run(database.url(), &["pool", "top", "--once"]).await;
+    let (code, said) = run(&database.service_url(), &["pool", "top", "--once"]).await;
     assert_eq!(code, Some(0), "{said}");
     let lines: Vec<&str> = said.lines().skip(1).collect();
     let pools: Vec<&str> = lines.iter().filter_map(|line| line.split("Z  ").nth(1)).collect();
     assert_eq!(pools, ["nothing / phone", "little / phone", "much / phone"], "{said}");
     let marked: Vec<bool> = lines.iter().map(|line| line.starts_with('!')).collect();
     assert_eq!(marked, [true, true, false], "{said}");
-    let (_, said) = run(database.url(), &["pool", "top", "--once", "--lines", "1"]).await;
+    let (_, said) = run(&database.service_url(), &["pool", "top", "--once", "--lines", "1"]).await;
     assert_eq!(said.lines().count(), 2, "{said}");
+}
+
+/// The table again and again, until the terminal is gone or somebody presses Ctrl-C.
+#[tokio::test]
+async fn the_lowest_pools_are_looked_at_until_nobody_looks_any_more() {
+    let database = TestDatabase::migrated(&MIGRATOR).await;
+    let server = Server::start(&database, &options()).await;
+    publish(&server, "little", 3).await;
+    draw(&server, "alice", "little").await;
+    let config = ConfigFile::new(&database.service_url(), &options());
+    for interrupted in [true, false] {
+        let mut top = config.command_of(&["pool", "top"]);
+        let top = top.args(["--interval", "10ms"]).stdout(Stdio::piped());
+        let mut top = top.stderr(Stdio::null()).spawn().unwrap();
+        let mut shown = top.stdout.take().unwrap();
+        let mut said = Vec::new();
+        // A table, and all of the next.
+        while said.windows(CLEAR.len()).filter(|it| *it == CLEAR).count() < 3 {
+            assert_ne!(shown.read_buf(&mut said).await.unwrap(), 0, "it ended by itself");
+        }
+        let said = String::from_utf8(said).unwrap();
+        let tables: Vec<&str> = said.split("\x1b[2J\x1b[H").collect();
+        assert!(tables[0].is_empty() && tables[1].contains("little / phone"), "{said}");
+        assert_eq!(tables[1], tables[2], "{said}");
+        if interrupted {
+            signal(top.id().unwrap(), "INT");
+        } else {
+            drop(shown);
+        }
+        assert!(!top.wait().await.unwrap().success());
+    }
+}
+
+/// Who migrates owns the tables, and is no superuser.
+#[tokio::test]
+async fn a_restored_database_is_made_safe_by_its_owner() {
+    let database = TestDatabase::create().await;
+    let owner = Login::new(&database, "").await;
+    let schema = format!("ALTER SCHEMA public OWNER TO {}", owner.name);
+    sqlx::raw_sql(AssertSqlSafe(schema)).execute(&database.pool).await.unwrap();
+    let (code, said) = run(&owner.url(), &["migrate"]).await;
+    assert_eq!(code, Some(0), "{said}");
+
+    let server = Server::start(&database, &options()).await;
+    publish(&server, "bob", 3).await;
+    let after_restore = ["after-restore", "--withdraw-every-key-package"];
+    let (code, said) = run(&owner.url(), &after_restore).await;
+    assert!(code == Some(1) && said.contains("stop them all first"), "it sees the server: {said}");
+    server.kill().await;
+    let (code, said) = run(&owner.url(), &after_restore).await;
+    assert!(code == Some(0) && said.contains("3 one-time KeyPackages"), "{said}");
+    owner.end(&database).await;
 }
 
 #[tokio::test]
