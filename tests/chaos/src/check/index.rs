@@ -43,6 +43,8 @@ pub(crate) struct Index<'a> {
     pub(super) grant_acks: Vec<Ack<'a>>,
     /// When each reservation expires.
     pub(super) expiries: HashMap<Slot, Micros>,
+    /// Reservations that were answered before a backup was restored, which then nobody knows.
+    forgotten: HashSet<Slot>,
     pub(super) spends: HashMap<Slot, Vec<&'a Op>>,
     pub(super) releases: HashMap<Slot, Vec<&'a Op>>,
     /// When the first Revoke of a ref was acknowledged.
@@ -93,6 +95,7 @@ impl<'a> Index<'a> {
             acks: HashMap::new(),
             grant_acks: Vec::new(),
             expiries: HashMap::new(),
+            forgotten: HashSet::new(),
             spends: HashMap::new(),
             releases: HashMap::new(),
             revoked: HashMap::new(),
@@ -144,6 +147,9 @@ impl<'a> Index<'a> {
                     if self.rules.lasts(op) {
                         self.expiries.insert(slot, expires_at);
                     }
+                    if self.rules.erased.is_some_and(|(_, restored)| op.begun <= restored) {
+                        self.forgotten.insert(slot);
+                    }
                 }
             }
             (Call::Spend { slots, .. }, answer) => {
@@ -186,23 +192,31 @@ impl<'a> Index<'a> {
         path.first().is_some_and(|event| self.last_resorts.contains(&event.reference))
     }
 
-    /// Whether something happened to the reservation.
-    pub(super) fn happened(&self, slot: Slot, kinds: &[EventKind]) -> bool {
+    /// What happened to the package of a reservation, or to its grant, until this time.
+    pub(super) fn until(&self, slot: Slot, time: Micros) -> impl Iterator<Item = &Event> + Clone {
         let events = if slot.is_last_resort() {
             self.grants.get(&key_of(slot)).map_or(&[][..], Vec::as_slice)
         } else {
             self.path(key_of(slot))
         };
-        events.iter().any(|e| e.generation == slot.generation && kinds.contains(&e.kind))
+        events.iter().filter(move |event| event.at <= time)
+    }
+
+    /// As the log names this caller.
+    pub(super) fn holder(&self, caller: u16) -> Option<[u8; 16]> {
+        self.rules.callers.get(usize::from(caller)).copied()
+    }
+
+    /// Whether a call may name a reservation that went with the database that was lost.
+    pub(super) fn may_be_forgotten(&self, slot: Slot, op: &Op) -> bool {
+        !self.rules.lasts(op)
+            || self.rules.erased.is_some_and(|(_, restored)| op.begun > restored)
+                && self.forgotten.contains(&slot)
     }
 
     /// Whether somebody may have begun to settle the reservation before this time.
     pub(super) fn may_be_settled(&self, slot: Slot, before: Micros) -> bool {
-        self.may_be_spent(slot, before) || self.may_be_released(slot, before)
-    }
-
-    pub(super) fn may_be_spent(&self, slot: Slot, before: Micros) -> bool {
-        begun(self.spends.get(&slot), before)
+        begun(self.spends.get(&slot), before) || self.may_be_released(slot, before)
     }
 
     pub(super) fn may_be_released(&self, slot: Slot, before: Micros) -> bool {

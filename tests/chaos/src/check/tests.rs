@@ -2,6 +2,8 @@
 //! changed in one place for each kind.
 
 mod broken;
+mod settled;
+mod story;
 mod withdrawn;
 
 use std::{collections::BTreeSet, time::Duration};
