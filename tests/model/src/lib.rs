@@ -5,10 +5,12 @@
 //!
 //! - `tests/exhaustive.rs` lists every state that two adders, an owner, a lossy network and the
 //!   passing of time can bring a small pool into, and holds the promises against each of them;
-//! - `tests/pool/model.rs` of the workspace does the same things to a model and to keypool on a
+//! - `tests/pool/walk.rs` of the workspace does the same things to a model and to keypool on a
 //!   real Postgres, at random, one by one and at once, and compares answers and rows.
 //!
-//! [`Bug`] holds the mistakes that both must find.
+//! [`Bug`] holds the mistakes that the first must find, each by the promise that it breaks, and
+//! each promise by some mistake. The walks take the model as it is: what they find was seen by
+//! mistakes in keypool's own statements (`docs/chaos.md`).
 
 mod pool;
 mod rules;

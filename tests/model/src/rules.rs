@@ -83,11 +83,15 @@ pub enum Bug {
     IgnoresNewcomers,
     /// The sweeper leaves lapsed reservations as they are.
     NeverLapses,
+    /// What lapses goes back to the pool where it is to burn.
+    LapsesWhatIsToBurn,
+    /// The sweeper makes spent packages available again.
+    SweepsBackWhatWasSpent,
 }
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 19] = [
         Self::TakesWhatIsHeld,
         Self::LapsesTooEarly,
         Self::SpendsWhatWasIssuedSince,
@@ -105,5 +109,7 @@ impl Bug {
         Self::IgnoresFairShare,
         Self::IgnoresNewcomers,
         Self::NeverLapses,
+        Self::LapsesWhatIsToBurn,
+        Self::SweepsBackWhatWasSpent,
     ];
 }

@@ -26,6 +26,7 @@ impl Pool {
             package.state = match rules.lapse {
                 _ if *revoked && !rules.has(Bug::ForgetsRevocation) => State::Revoked,
                 Lapse::Return => State::Lapsed(by.holder),
+                Lapse::Burn if rules.has(Bug::LapsesWhatIsToBurn) => State::Lapsed(by.holder),
                 Lapse::Burn => State::Burned(by.holder),
             };
         }
@@ -46,6 +47,9 @@ impl Pool {
 
     fn forget(&mut self, rules: &Rules) {
         for package in &mut self.packages {
+            if matches!(package.state, State::Spent(_)) && rules.has(Bug::SweepsBackWhatWasSpent) {
+                package.state = State::Available;
+            }
             let ended = matches!(
                 package.state,
                 State::Spent(_) | State::Burned(_) | State::Revoked | State::Expired

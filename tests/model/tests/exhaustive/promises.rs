@@ -55,7 +55,7 @@ pub(super) enum Outcome {
 }
 
 /// The promises that are about single states.
-const ONE_HOLDER: &str = "no package has two holders";
+pub(super) const ONE_HOLDER: &str = "no package has two holders";
 pub(super) const HEALS: &str = "once time has passed, nobody keeps a package";
 
 /// One for each promise.
