@@ -4,10 +4,12 @@
 //! says is a broken promise. `docs/chaos.md` lists them.
 
 mod counts;
+mod heal;
 mod index;
 mod issue;
 mod log;
 mod order;
+mod refused;
 mod settle;
 #[cfg(test)]
 mod tests;
@@ -63,13 +65,17 @@ pub enum Kind {
     CountsWrong,
     /// What a status counts as spent became less.
     StatusWentBack,
+    /// Somebody was not served again after a fault, or a replica does not serve in the end.
+    NotHealed,
+    /// An answer is none to the question: another pool's, or of another package.
+    WrongAnswer,
     /// The service failed and could not say why.
     Internal,
 }
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 22] = [
         Self::DoubleReservation,
         Self::SpentTwice,
         Self::SpentIssuedAgain,
@@ -89,6 +95,8 @@ impl Kind {
         Self::RowsDisagree,
         Self::CountsWrong,
         Self::StatusWentBack,
+        Self::NotHealed,
+        Self::WrongAnswer,
         Self::Internal,
     ];
 }
@@ -119,6 +127,8 @@ pub struct Rules {
     pub low_watermark: usize,
     /// How many reservations of a pool a caller may hold.
     pub max_open: usize,
+    /// How many live packages a pool takes.
+    pub hard_cap: usize,
     /// A package with less lifetime than this may be passed over.
     pub min_lifetime: Micros,
     /// Lapsed reservations burn.
@@ -127,6 +137,10 @@ pub struct Rules {
     pub horizon: Micros,
     /// When faults struck, from begin to end.
     pub faults: Vec<(Micros, Micros)>,
+    /// How many replicas there are.
+    pub replicas: u8,
+    /// Nothing was broken after this, and nobody worked but those who asked whether all replicas serve.
+    pub calm_since: Micros,
     /// Nobody worked after this but those who asked for the last statuses.
     pub quiet_since: Micros,
     /// A backup's begin and the end of its restoration: what was answered in between may be undone.
@@ -159,21 +173,55 @@ impl Report {
     }
 }
 
+/// What is looked at in every run of some seconds, whatever breaks.
+pub const ALWAYS: [&str; 15] = [
+    "accepted packages in the log",
+    "acknowledged Releases in the log",
+    "acknowledged Spends in log and tombstones",
+    "acknowledged reservations in the log",
+    "counters",
+    "packages known by their refs",
+    "packages of the pool that was asked",
+    "packages whose events are a path",
+    "pools called exhausted",
+    "replicas that reserve in the end",
+    "reservations within a fair share",
+    "reservations, one at a time",
+    "statuses beside the rows",
+    "statuses in a row",
+    "statuses told by everybody in the end",
+];
+
+/// What is looked at in every run of a minute.
+pub const IN_A_MINUTE: [&str; 7] = [
+    "acknowledged Revokes in the log",
+    "grants of last resort packages beside their rows",
+    "lapses, each after its time",
+    "packages in the order of issue",
+    "refusals with their reason",
+    "requests repeated",
+    "used packages refused",
+];
+
 /// Looks at all of it.
 pub fn check(history: &[Op], tables: &Tables, rules: &Rules) -> Report {
     let mut report = Report::default();
     let index = Index::new(history, tables, rules);
     for op in history {
-        if let Answer::Internal(message) = &op.answer {
-            report.add(Kind::Internal, format!("{message}, to {op:?}"));
+        match &op.answer {
+            Answer::Internal(why) => report.add(Kind::Internal, format!("{why}, to {op:?}")),
+            Answer::Wrong(how) => report.add(Kind::WrongAnswer, format!("{how}, to {op:?}")),
+            _ => {}
         }
     }
     log::check(&index, &mut report);
     issue::check(&index, &mut report);
+    refused::check(&index, &mut report);
     settle::check(&index, &mut report);
     uploads::check(&index, &mut report);
     order::check(&index, &mut report);
     counts::check(&index, &mut report);
+    heal::check(&index, &mut report);
     report.violations.sort();
     report
 }

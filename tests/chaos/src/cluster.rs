@@ -184,11 +184,26 @@ impl Gate {
         cluster: &Cluster,
         worker: u16,
         number: u16,
+        name: &(String, String),
+    ) -> anyhow::Result<Party> {
+        let replica = usize::from(worker) % cluster.replicas.len();
+        self.by_hand_at(cluster, replica, worker, number, name)
+    }
+
+    /// Somebody who calls this replica by hand.
+    ///
+    /// # Errors
+    /// When there is no such replica, or its address is none.
+    pub fn by_hand_at(
+        &self,
+        cluster: &Cluster,
+        replica: usize,
+        worker: u16,
+        number: u16,
         (user, client): &(String, String),
     ) -> anyhow::Result<Party> {
-        let addresses = cluster.addresses();
-        let replica = usize::from(worker) % addresses.len();
-        let endpoint = Endpoint::from_shared(format!("http://{}", addresses[replica]))?;
+        let address = *cluster.addresses().get(replica).context("no such replica")?;
+        let endpoint = Endpoint::from_shared(format!("http://{address}"))?;
         let endpoint = endpoint.connect_timeout(Duration::from_secs(2));
         let grpc = KeyPackageServiceClient::new(endpoint.connect_lazy());
         let token = long_token(user, client);

@@ -199,6 +199,8 @@ pub enum Answer {
     Status(Counts),
     /// The service says no, with a reason that does not pass.
     Refused(&'static str),
+    /// An answer that is none to the question, and why.
+    Wrong(String),
     /// The service says that it failed, and not why.
     Internal(String),
     /// Nobody knows whether it was done: no answer, or one that asks to try again.
@@ -304,6 +306,7 @@ fn label(op: &Op) -> String {
     let answer = match &op.answer {
         Answer::Refused(reason) | Answer::Unknown(reason) => reason,
         Answer::Internal(_) => "INTERNAL",
+        Answer::Wrong(_) => "WRONG",
         _ => "ok",
     };
     format!("{call} {answer}")

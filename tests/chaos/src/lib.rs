@@ -6,6 +6,7 @@
 pub mod check;
 pub mod cluster;
 pub mod database;
+mod farewell;
 pub mod fault;
 pub mod history;
 pub mod packages;
@@ -15,4 +16,5 @@ pub mod recovery;
 mod ride_out;
 pub mod run;
 pub mod tables;
+mod verify;
 mod work;

@@ -11,6 +11,7 @@ use std::{
 use anyhow::Context as _;
 use clap::{Parser, ValueEnum as _};
 use keypool_chaos::{
+    check::{ALWAYS, IN_A_MINUTE},
     cluster::DEADLINE,
     fault::{Scenario, not_run},
     run::{Outcome, Plan, run},
@@ -65,10 +66,13 @@ async fn main() -> anyhow::Result<ExitCode> {
     let folder = arguments.histories.clone().unwrap_or_else(|| "target/chaos".into());
     fs::create_dir_all(&folder).with_context(|| folder.display().to_string())?;
 
+    let all = scenarios.len() > 1;
     let mut outcomes = Vec::new();
-    let mut missing = 0;
-    for scenario in scenarios {
-        let plan = Plan { scenario, length, least: 0, deadline: DEADLINE, seed: first_seed };
+    let (mut missing, mut failed) = (Vec::new(), Vec::new());
+    // One seed for each, or else all would have the same lapse policy.
+    for (number, scenario) in (0..).zip(scenarios) {
+        let seed = first_seed.wrapping_add(number);
+        let plan = Plan { scenario, length, least: 0, deadline: DEADLINE, seed };
         let file = folder.join(format!("{}-{}.jsonl", scenario.name(), plan.seed));
         writeln!(out, "{}: seed {}", scenario.name(), plan.seed)?;
         match run(&plan, &file).await {
@@ -83,10 +87,13 @@ async fn main() -> anyhow::Result<ExitCode> {
             }
             Err(error) => match not_run(&error) {
                 Some(why) => {
-                    missing += 1;
+                    missing.push(scenario.name());
                     writeln!(out, "  NOT RUN: {why}")?;
                 }
-                None => return Err(error.context(scenario.name())),
+                None => {
+                    failed.push(scenario.name());
+                    writeln!(out, "  FAILED: {error:#}\n  history: {}", file.display())?;
+                }
             },
         }
     }
@@ -96,11 +103,27 @@ async fn main() -> anyhow::Result<ExitCode> {
     }
     let operations: usize = outcomes.iter().map(|outcome| outcome.operations).sum();
     let violations: usize = outcomes.iter().map(|outcome| outcome.violations.len()).sum();
-    if missing > 0 {
-        writeln!(out, "{missing} scenarios were NOT RUN")?;
+    let unchecked = if all { unchecked(&outcomes, length) } else { Vec::new() };
+    for (what, names) in
+        [("FAILED", &failed), ("NOT RUN", &missing), ("nothing was checked of", &unchecked)]
+    {
+        if !names.is_empty() {
+            writeln!(out, "{what}: {}", names.join(", "))?;
+        }
     }
     writeln!(out, "{operations} operations, {violations} violations")?;
-    Ok(if violations > 0 || outcomes.is_empty() { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+    let good = violations == 0 && !outcomes.is_empty() && failed.is_empty() && unchecked.is_empty();
+    Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// What no run had anything of: a check that looks at nothing finds nothing.
+fn unchecked(outcomes: &[Outcome], length: Duration) -> Vec<String> {
+    let mut expected = ALWAYS.to_vec();
+    if length >= Duration::from_secs(60) {
+        expected.extend(IN_A_MINUTE);
+    }
+    expected.retain(|name| !outcomes.iter().any(|outcome| outcome.checked.contains_key(name)));
+    expected.into_iter().map(str::to_owned).collect()
 }
 
 fn show(out: &mut impl io::Write, outcome: &Outcome) -> io::Result<()> {

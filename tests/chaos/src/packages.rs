@@ -61,7 +61,7 @@ impl Maker {
 }
 
 /// Its KeyPackageRef (RFC 9420, section 5.2).
-fn reference(package: &[u8]) -> Ref {
+pub(crate) fn reference(package: &[u8]) -> Ref {
     let hashed = [vector(b"MLS 1.0 KeyPackage Reference"), vector(package)].concat();
     Ref::of(digest(&SHA256, &hashed).as_ref()).expect("32 bytes")
 }

@@ -5,7 +5,8 @@ use std::{future::Future, sync::Arc, time::Duration};
 use keypool_client::{
     Client, Error, Reserve,
     v1::{
-        self, RejectReason, UnavailableReason, key_package_service_client::KeyPackageServiceClient,
+        self, ErrorReason, RejectReason, UnavailableReason,
+        key_package_service_client::KeyPackageServiceClient,
     },
 };
 use keypool_testing::tokens::authorized;
@@ -15,6 +16,7 @@ use uuid::Uuid;
 use crate::{
     history::{Answer, Call, Counts, Got, Micros, Op, Recorder, Ref, Slot, Stored, Via, now},
     packages::{Made, SUITE},
+    verify,
 };
 
 /// How long a call without the SDK waits for its answer.
@@ -82,13 +84,15 @@ pub struct Held {
     pub id: String,
     /// What the id names.
     pub slot: Slot,
+    /// The package.
+    pub reference: Ref,
 }
 
 impl Party {
     /// Uploads these.
     pub async fn upload(&self, packages: &[Made]) -> anyhow::Result<Answer> {
-        let offered = packages.iter().map(|package| package.offered).collect();
-        let call = Call::Upload { pool: self.number, packages: offered };
+        let offered: Vec<_> = packages.iter().map(|package| package.offered).collect();
+        let call = Call::Upload { pool: self.number, packages: offered.clone() };
         let bytes = packages.iter().map(|package| package.bytes.clone().into());
         let message = v1::UploadKeyPackagesRequest {
             key_packages: bytes.collect(),
@@ -102,6 +106,9 @@ impl Party {
                     by_hand(grpc.upload_key_packages(request(token, message))).await?
                 }
             };
+            if let Err(wrong) = verify::uploads(&offered, &answer.results) {
+                return Ok(Answer::Wrong(wrong));
+            }
             let stored = answer.results.iter().map(|result| match result.rejected() {
                 None => {
                     let already = result.accepted().is_some_and(|a| a.already_present);
@@ -128,8 +135,9 @@ impl Party {
             pools: wish.pools.clone(),
         };
         let mut ask = Reserve::new(group(wish.group), SUITE).request_id(wish.request).ttl(wish.ttl);
-        for &pool in &wish.pools {
-            let (user, client) = &self.cast.pools[usize::from(pool)];
+        let owner = |&pool: &u16| &self.cast.pools[usize::from(pool)];
+        let asked: Vec<_> = wish.pools.iter().map(owner).collect();
+        for (user, client) in &asked {
             ask = ask.target_clients(user, [client]);
         }
         if wish.all {
@@ -145,6 +153,9 @@ impl Party {
                     by_hand(grpc.reserve_key_packages(request(token, message))).await?
                 }
             };
+            if let Err(wrong) = verify::reservations(&asked, &answer.results) {
+                return Ok(Answer::Wrong(wrong));
+            }
             held = answer.reservations().filter_map(holding).collect();
             Ok(Answer::Reserved(answer.results.iter().map(got).collect()))
         });
@@ -168,6 +179,9 @@ impl Party {
                     by_hand(grpc.spend_key_packages(request(token, message))).await?.results
                 }
             };
+            if let Err(wrong) = verify::spends(held, &results) {
+                return Ok(Answer::Wrong(wrong));
+            }
             Ok(Answer::Spent(results.iter().map(|result| result.already_spent).collect()))
         })
         .await
@@ -188,6 +202,9 @@ impl Party {
                     by_hand(grpc.release_reservations(request(token, message))).await?.results
                 }
             };
+            if let Err(wrong) = verify::releases(held, &results) {
+                return Ok(Answer::Wrong(wrong));
+            }
             Ok(Answer::Released(results.iter().map(|result| result.already_released).collect()))
         })
         .await
@@ -269,7 +286,8 @@ async fn by_hand<T>(
 
 fn holding(reservation: &v1::Reservation) -> Option<Held> {
     let slot = Slot::of(&reservation.reservation_id)?;
-    Some(Held { id: reservation.reservation_id.clone(), slot })
+    let reference = Ref::of(&reservation.key_package_ref)?;
+    Some(Held { id: reservation.reservation_id.clone(), slot, reference })
 }
 
 fn got(result: &v1::ReserveResult) -> Got {
@@ -280,11 +298,10 @@ fn got(result: &v1::ReserveResult) -> Got {
             _ => Got::Exhausted,
         };
     };
-    let expires_at = reservation.expires_at.expect("a reservation that ends");
     Got::Package {
         slot: Slot::of(&reservation.reservation_id).expect("an id of this service"),
         reference: Ref::of(&reservation.key_package_ref).expect("a ref of this suite"),
-        expires_at: expires_at.seconds * 1_000_000 + Micros::from(expires_at.nanos / 1000),
+        expires_at: verify::expires_at(reservation).expect("a reservation that ends"),
         last_resort: reservation.last_resort,
     }
 }
@@ -312,6 +329,9 @@ fn failure(error: &Error) -> Answer {
         Error::ReservationUnknown(_) => Answer::Refused("RESERVATION_UNKNOWN"),
         Error::ReservationLost(_) => Answer::Refused("RESERVATION_LOST"),
         Error::ReservationNotHeld(_) => Answer::Refused("RESERVATION_NOT_HELD"),
+        Error::Rejected(why) if why.reason == Some(ErrorReason::GroupMismatch) => {
+            Answer::Refused("GROUP_MISMATCH")
+        }
         other => Answer::Internal(format!("{other:?}")),
     }
 }

@@ -9,6 +9,10 @@ use crate::history::{Micros, Op, Via};
 /// A call that failed so long after a fault was mended failed because of it.
 const AFTERMATH: Micros = 10_000_000;
 
+/// Whoever still calls so long after a fault was mended has been served again: an application's
+/// deadline.
+const HEALED_WITHIN: Micros = 30_000_000;
+
 /// What applications noticed of the faults of a run, in milliseconds: the median and the most.
 #[derive(Debug, Clone, Copy, Default, Serialize)]
 pub struct Recovery {
@@ -48,10 +52,8 @@ pub fn recovery(history: &[Op], faults: &[(Micros, Micros)], quiet_since: Micros
         for ops in clients.values() {
             // In the order of their answers: a client makes one call after the other.
             let after = &ops[ops.partition_point(|op| op.ended < begin)..];
-            let answered = || after.iter().filter(|op| op.answered());
-            first =
-                first.max(answered().find(|op| op.begun >= begin).map_or(0, |op| op.ended - begin));
-            back = back.max(answered().find(|op| op.ended >= end).map_or(0, |op| op.ended - end));
+            first = first.max(served(after, begin, |op| op.begun >= begin));
+            back = back.max(served(after, end, |op| op.ended >= end));
             for op in after.iter().take_while(|op| op.begun < end + AFTERMATH) {
                 if !op.answered() {
                     failed.insert((op.worker, op.begun));
@@ -74,8 +76,95 @@ pub fn recovery(history: &[Op], faults: &[(Micros, Micros)], quiet_since: Micros
     }
 }
 
+/// How long after `since` a client had the first answer to such a call. Without one, for how long it
+/// tried: when the run ends before, nobody knows how long it would have been.
+fn served(ops: &[&Op], since: Micros, is_meant: impl Fn(&Op) -> bool) -> Micros {
+    let meant = || ops.iter().filter(|op| is_meant(op));
+    let answer = meant().find(|op| op.answered()).or_else(|| meant().last());
+    answer.map_or(0, |op| op.ended - since)
+}
+
+/// Who called long after a fault was mended, and had no answer from then on; and when it began.
+pub(crate) fn unserved(
+    history: &[Op],
+    faults: &[(Micros, Micros)],
+    quiet_since: Micros,
+) -> Vec<(u16, Micros)> {
+    // When each client made its last call, and when it had its last answer.
+    let mut last: BTreeMap<u16, (Micros, Micros)> = BTreeMap::new();
+    for op in history.iter().filter(|op| op.begun < quiet_since) {
+        let (called, served) = last.entry(op.worker).or_insert((Micros::MIN, Micros::MIN));
+        *called = op.begun.max(*called);
+        if op.answered() {
+            *served = op.ended.max(*served);
+        }
+    }
+    let mut unserved = Vec::new();
+    for (worker, (called, served)) in last {
+        let mut missed =
+            faults.iter().filter(|&&(_, end)| served < end && called > end + HEALED_WITHIN);
+        unserved.extend(missed.next().map(|&(begin, _)| (worker, begin)));
+    }
+    unserved
+}
+
 fn span(mut all: Vec<i64>) -> Span {
     all.sort_unstable();
     let median = all.get(all.len() / 2).copied().unwrap_or_default();
     Span { median, most: all.last().copied().unwrap_or_default() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::history::{Answer, Call, Counts};
+
+    const SECOND: Micros = 1_000_000;
+    /// From second 10 to 12.
+    const FAULT: (Micros, Micros) = (10 * SECOND, 12 * SECOND);
+
+    fn call(begun: Micros, ended: Micros, answer: Answer) -> Op {
+        let (begun, ended) = (begun * SECOND, ended * SECOND);
+        Op { worker: 0, via: Via::Sdk, begun, ended, call: Call::Status { pool: 0 }, answer }
+    }
+
+    fn told(begun: Micros, ended: Micros) -> Op {
+        call(begun, ended, Answer::Status(Counts::default()))
+    }
+
+    fn failed(begun: Micros, ended: Micros) -> Op {
+        call(begun, ended, Answer::Unknown("DEADLINE"))
+    }
+
+    fn from_end(history: &[Op]) -> i64 {
+        recovery(history, &[FAULT], 1000 * SECOND).from_end.most
+    }
+
+    fn is_unserved(history: &[Op]) -> bool {
+        !unserved(history, &[FAULT], 1000 * SECOND).is_empty()
+    }
+
+    #[test]
+    fn who_is_served_again_says_how_long_it_took() {
+        let history = [told(1, 2), failed(9, 11), failed(11, 13), told(14, 15)];
+        let found = recovery(&history, &[FAULT], 1000 * SECOND);
+        assert_eq!((found.from_begin.most, found.from_end.most), (5000, 3000));
+        assert_eq!((found.errors, found.calls, found.slowest.most), (2, 4, 0));
+        assert!(!is_unserved(&history));
+    }
+
+    #[test]
+    fn who_is_never_served_again_counts_for_as_long_as_it_tried() {
+        let history = [told(1, 2), failed(11, 20), failed(20, 30), failed(43, 50)];
+        assert_eq!(from_end(&history), 38_000);
+        assert!(is_unserved(&history));
+        // By another replica, perhaps, but not for good.
+        assert!(!is_unserved(&[&history[..], &[told(51, 52)]].concat()));
+    }
+
+    #[test]
+    fn a_run_that_ends_says_nothing_of_who_was_not_served_yet() {
+        assert!(!is_unserved(&[told(1, 2), failed(11, 20)]));
+        assert_eq!(from_end(&[told(1, 2)]), 0);
+    }
 }

@@ -116,6 +116,7 @@ pub struct Tables {
     pub live: Vec<Live>,
     pub tombstones: Vec<Tombstone>,
     pub last_resorts: Vec<(Key, Ref)>,
+    pub published: Vec<(Key, Ref)>,
     pub grants: Vec<Grant>,
     pub events: Vec<Event>,
 }
@@ -195,6 +196,12 @@ impl Tables {
                 .await?
         {
             tables.last_resorts.push((key(&row, "seq")?, reference(&row)?));
+        }
+        for row in sqlx::query("SELECT pool_id, cipher_suite, seq, key_package_ref FROM published")
+            .fetch_all(&mut *snapshot)
+            .await?
+        {
+            tables.published.push((key(&row, "seq")?, reference(&row)?));
         }
         for row in
             sqlx::query("SELECT pool_id, cipher_suite, grant_id, state FROM last_resort_grant")

@@ -77,8 +77,10 @@ fn counters(index: &Index<'_>, report: &mut Report) {
 
 /// A status that began when another had ended cannot know of fewer Spends.
 fn never_back(index: &Index<'_>, statuses: &mut [(&Op, Counts)], report: &mut Report) {
+    // What was spent before a backup was made is in it.
+    let lasting = || statuses.iter().filter(|(op, _)| index.rules.lasts(op));
     let mut ended: Vec<(Micros, i64)> =
-        statuses.iter().map(|(op, counts)| (op.ended, counts.spent)).collect();
+        lasting().map(|(op, counts)| (op.ended, counts.spent)).collect();
     ended.sort_unstable();
     statuses.sort_by_key(|(op, _)| op.begun);
     let (mut before, mut most) = (ended.into_iter().peekable(), 0);
@@ -87,7 +89,7 @@ fn never_back(index: &Index<'_>, statuses: &mut [(&Op, Counts)], report: &mut Re
             most = most.max(spent);
         }
         report.count("statuses in a row");
-        if counts.spent < most && index.rules.erased.is_none() {
+        if counts.spent < most && index.rules.lasts(op) {
             report.add(Kind::StatusWentBack, format!("{} after {most}, {op:?}", counts.spent));
         }
     }
@@ -122,7 +124,16 @@ fn as_the_rows(index: &Index<'_>, pool: u16, op: &Op, told: &Counts, report: &mu
     let lapsed = i64::try_from(lapsed.count()).unwrap_or(i64::MAX);
     let (early, late) = (at(op.begun), at(op.ended));
     let total = |counts: &Counts| counts.available + counts.reserved;
+    let suites = index.tables.suites.iter().filter(|suite| suite.pool == id);
+    let expired: i64 = suites.map(|suite| suite.expired).sum();
+    let swept = index.tables.events.iter().filter(|event| {
+        event.key.pool == id && event.kind == EventKind::Expired && event.at >= op.begun
+    });
+    // What the sweeper ended between the status and the dump need not have been due at the status.
+    let swept = i64::try_from(swept.count()).unwrap_or(i64::MAX);
+    let (least, most) = (early.expired + expired - swept, late.expired + expired);
     let right = told.spent == i64::try_from(spent).unwrap_or(i64::MAX)
+        && (least..=most).contains(&told.expired)
         && (late.reserved..=early.reserved + lapsed).contains(&told.reserved)
         && (early.available - lapsed..=late.available).contains(&told.available)
         && (lapsed > 0 || total(told) == total(&early) || total(told) == total(&late));

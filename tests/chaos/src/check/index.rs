@@ -43,6 +43,8 @@ pub(crate) struct Index<'a> {
     pub(super) grant_acks: Vec<Ack<'a>>,
     /// When each reservation expires.
     pub(super) expiries: HashMap<Slot, Micros>,
+    /// The longest time for which anybody asked a reservation.
+    pub(super) longest: Micros,
     /// Reservations that were answered before a backup was restored, which then nobody knows.
     forgotten: HashSet<Slot>,
     pub(super) spends: HashMap<Slot, Vec<&'a Op>>,
@@ -95,6 +97,7 @@ impl<'a> Index<'a> {
             acks: HashMap::new(),
             grant_acks: Vec::new(),
             expiries: HashMap::new(),
+            longest: 0,
             forgotten: HashSet::new(),
             spends: HashMap::new(),
             releases: HashMap::new(),
@@ -125,6 +128,9 @@ impl<'a> Index<'a> {
     }
 
     fn add(&mut self, op: &'a Op) {
+        if let Call::Reserve { ttl, .. } = op.call {
+            self.longest = self.longest.max(ttl);
+        }
         match (&op.call, &op.answer) {
             (Call::Upload { packages, .. }, _) => {
                 let lifetimes = packages.iter().map(|p| (p.reference, p.not_after));
@@ -212,6 +218,13 @@ impl<'a> Index<'a> {
         !self.rules.lasts(op)
             || self.rules.erased.is_some_and(|(_, restored)| op.begun > restored)
                 && self.forgotten.contains(&slot)
+    }
+
+    /// When the first Spend or Release of a reservation was acknowledged.
+    pub(super) fn settled(&self, slot: Slot) -> Option<Micros> {
+        let ops = self.spends.get(&slot).into_iter().chain(self.releases.get(&slot)).flatten();
+        let done = |op: &&&Op| matches!(op.answer, Answer::Spent(_) | Answer::Released(_));
+        ops.filter(done).filter(|op| self.rules.lasts(op)).map(|op| op.ended).min()
     }
 
     /// Whether somebody may have begun to settle the reservation before this time.

@@ -23,6 +23,7 @@ pub(super) fn check(index: &Index<'_>, report: &mut Report) {
         let spent = index.spent.get(reference);
         for ack in acks {
             recorded(index, ack, report);
+            of_its_pool(index, ack, report);
             if spent.is_some_and(|&spent| ack.op.begun > spent) {
                 report.add(Kind::SpentIssuedAgain, format!("{:?} to {:?}", ack.slot, ack.op));
             }
@@ -34,6 +35,7 @@ pub(super) fn check(index: &Index<'_>, report: &mut Report) {
     }
     for ack in &index.grant_acks {
         recorded(index, ack, report);
+        of_its_pool(index, ack, report);
     }
     same_request(index, report);
     fair_share(index, report);
@@ -49,7 +51,7 @@ fn recorded(index: &Index<'_>, ack: &Ack<'_>, report: &mut Report) {
     } else {
         index.path(key_of(ack.slot))
     };
-    let holder = index.rules.callers.get(usize::from(ack.caller)).copied();
+    let holder = index.holder(ack.caller);
     let there = events.iter().any(|event| {
         matches!(event.kind, EventKind::Reserved | EventKind::LastResortIssued)
             && event.generation == ack.slot.generation
@@ -58,6 +60,24 @@ fn recorded(index: &Index<'_>, ack: &Ack<'_>, report: &mut Report) {
     });
     if !there {
         report.add(Kind::ReserveUndone, format!("{:?} to {:?}", ack.slot, ack.op));
+    }
+}
+
+/// The package is one of the pool that was asked at its place in the call.
+fn of_its_pool(index: &Index<'_>, ack: &Ack<'_>, report: &mut Report) {
+    let (Call::Reserve { pools, .. }, Answer::Reserved(got)) = (&ack.op.call, &ack.op.answer)
+    else {
+        return;
+    };
+    // The pool may have been made after a backup, and again when that was restored.
+    if !index.rules.lasts(ack.op) {
+        return;
+    }
+    report.count("packages of the pool that was asked");
+    let is_here = |got: &Got| matches!(got, Got::Package { slot, .. } if *slot == ack.slot);
+    let mut asked = pools.iter().zip(got).filter(|(_, got)| is_here(got));
+    if !asked.any(|(pool, _)| index.pool_ids.get(pool) == Some(&ack.slot.pool)) {
+        report.add(Kind::WrongAnswer, format!("{:?} to {:?}", ack.slot, ack.op));
     }
 }
 
@@ -118,6 +138,19 @@ fn same(index: &Index<'_>, earlier: &Op, later: &Op, report: &mut Report) {
     };
     let one_era = index.rules.lasts(earlier) && index.rules.lasts(later);
     if earlier.ended > later.begun || !one_era {
+        return;
+    }
+    // All or nothing: what one pool cannot give again is taken anew, and if that cannot be, there
+    // is nothing of the others either.
+    let changed = |got: &Got| match *got {
+        Got::Package { slot, expires_at, .. } => {
+            slot.is_last_resort()
+                || expires_at <= later.ended
+                || index.may_be_settled(slot, later.ended)
+        }
+        _ => true,
+    };
+    if matches!(later.answer, Answer::Refused(_)) && first.iter().any(changed) {
         return;
     }
     for (place, got) in first.iter().enumerate() {

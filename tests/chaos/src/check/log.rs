@@ -1,12 +1,15 @@
 //! Every package's events are a path through the state machine, and its row is where they end.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use super::{Index, Kind, Report};
 use crate::{
-    history::Slot,
+    history::{Micros, Ref, Slot},
     tables::{End, Event, EventKind, Key},
 };
+
+/// For how long after its end a grant of a last resort package is remembered.
+pub(super) const GRANT_KEPT: Micros = 24 * 3600 * 1_000_000;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum State {
@@ -48,16 +51,61 @@ pub(super) fn check(index: &Index<'_>, report: &mut Report) {
             }
         }
     }
+    published(index, report);
     for key in index.live.keys().chain(index.tombstones.keys()) {
         if !known.contains(key) {
             report.add(Kind::EventLogBroken, format!("{key:?} has a row and no events"));
         }
     }
-    for (key, events) in &index.grants {
-        let settled = events.iter().filter(|e| e.kind != EventKind::LastResortIssued).count();
-        if settled + 1 != events.len() || settled > 1 {
-            report.add(Kind::EventLogBroken, format!("grant {key:?}: {}", text(events)));
+    grants(index, report);
+}
+
+/// What was stored stays known by its ref, whatever becomes of it, or it could be stored again.
+fn published(index: &Index<'_>, report: &mut Report) {
+    let known: HashMap<Ref, Key> =
+        index.tables.published.iter().map(|&(key, reference)| (reference, key)).collect();
+    for (key, path) in index.packages() {
+        let Some(uploaded) = path.first() else { continue };
+        let lifetime = index.lifetimes.get(&uploaded.reference);
+        if lifetime.is_some_and(|&end| end <= index.tables.taken) {
+            continue; // it may be forgotten
         }
+        report.count("packages known by their refs");
+        if known.get(&uploaded.reference) != Some(&key) {
+            let what = format!("{:?} of {key:?} is not known any more", uploaded.reference);
+            report.add(Kind::TombstoneBroken, what);
+        }
+    }
+}
+
+/// A grant of a last resort package is issued once and settled at most once, and its row says how.
+fn grants(index: &Index<'_>, report: &mut Report) {
+    let mut rows: HashMap<Key, &str> =
+        index.tables.grants.iter().map(|grant| (grant.key, grant.state.as_str())).collect();
+    for (&key, events) in &index.grants {
+        report.count("grants of last resort packages beside their rows");
+        let row = rows.remove(&key);
+        let mut settled = events.iter().filter(|e| e.kind != EventKind::LastResortIssued);
+        let (end, more) = (settled.next(), settled.next());
+        let state = match end.map(|event| event.kind) {
+            None => "reserved",
+            Some(EventKind::Spent) => "spent",
+            Some(EventKind::Released) => "released",
+            Some(_) => "",
+        };
+        let issued = events.len() == usize::from(end.is_some()) + 1;
+        if !issued || more.is_some() || state.is_empty() {
+            report.add(Kind::EventLogBroken, format!("grant {key:?}: {}", text(events)));
+        } else if row.is_some_and(|row| row != state)
+            || row.is_none() && events.iter().all(|e| e.at + GRANT_KEPT > index.tables.taken)
+        {
+            let what = format!("grant {key:?}: the log says {state}, the row {row:?}");
+            report.add(Kind::RowsDisagree, what);
+        }
+    }
+    for (key, row) in rows {
+        let what = format!("grant {key:?}: no events, and the row says {row}");
+        report.add(Kind::EventLogBroken, what);
     }
 }
 

@@ -5,14 +5,11 @@
 
 use std::collections::HashMap;
 
-use super::{Index, Kind, Report, index::key_of};
+use super::{Index, Kind, Report, index::key_of, log::GRANT_KEPT};
 use crate::{
     history::{Answer, Call, Micros, Op, Slot},
     tables::{End, Event, EventKind, Key},
 };
-
-/// For how long after its end a grant of a last resort package is remembered.
-const GRANT_KEPT: Micros = 24 * 3600 * 1_000_000;
 
 pub(super) fn check(index: &Index<'_>, report: &mut Report) {
     let mut spent: HashMap<Key, Slot> = HashMap::new();

@@ -6,7 +6,7 @@ use uuid::Uuid;
 
 use crate::{
     check::{Kind, check},
-    history::{Answer, Call, Got, Micros, Op, Ref, Slot, Stored},
+    history::{Answer, Call, Got, Micros, Op, Ref, Slot, Stored, Via},
     run::{Evidence, SHARED, is_ample},
     tables::{Event, EventKind, Key},
 };
@@ -124,6 +124,28 @@ impl Evidence {
     /// The last reservation of a pool with one adder, and always with more than is kept for newcomers,
     /// that nobody settled for a while after it was made.
     fn lone(&self) -> Made {
+        self.lone_where(|_| true)
+    }
+
+    /// Such a one, beside as many others as its caller may hold with it.
+    fn lone_with_a_full_share(&self) -> Made {
+        let (all, settlings) = (self.made(), self.settlings());
+        self.lone_where(|made| {
+            let (op, now) = (&self.history[made.at], self.history[made.at].ended);
+            let held = all.iter().filter(|other| {
+                let asked = &self.history[other.at];
+                let settled = settlings.get(&other.slot).into_iter().flatten();
+                caller(asked) == caller(op)
+                    && other.slot.pool == made.slot.pool
+                    && asked.ended <= now
+                    && other.expires_at > now + 10
+                    && settled.clone().all(|&at| self.history[at].begun > now + 10)
+            });
+            held.count() >= self.rules.max_open
+        })
+    }
+
+    fn lone_where(&self, fits: impl Fn(&Made) -> bool) -> Made {
         let settlings = self.settlings();
         let found = self.made().into_iter().rev().find(|made| {
             let Call::Reserve { pools, .. } = &self.history[made.at].call else { unreachable!() };
@@ -133,6 +155,7 @@ impl Evidence {
                 && is_ample(pools[0])
                 && made.expires_at > ended + 10
                 && settled.clone().all(|&at| self.history[at].begun > ended + 10)
+                && fits(made)
         });
         found.expect("a reservation that was left alone for a while")
     }
@@ -264,7 +287,7 @@ impl Evidence {
                 self.history[at].answer = Answer::Refused("POOL_EXHAUSTED");
             }
             Kind::RequestIdBroken => {
-                let made = self.lone();
+                let made = self.lone_with_a_full_share();
                 let mut op = self.history[made.at].clone();
                 (op.begun, op.ended) = (op.ended + 1, op.ended + 2);
                 op.answer = Answer::Refused("QUOTA");
@@ -319,6 +342,15 @@ impl Evidence {
                     _ => None,
                 });
                 counts.expect("a status").spent += 1_000_000;
+            }
+            Kind::NotHealed => {
+                // One replica tells nothing in the end.
+                let quiet_since = self.rules.quiet_since;
+                self.history.retain(|op| op.begun < quiet_since || op.via != Via::Replica(1));
+            }
+            Kind::WrongAnswer => {
+                let at = self.history.iter().position(|op| matches!(op.call, Call::Status { .. }));
+                self.history[at.expect("a status")].answer = Answer::Wrong("another's".into());
             }
             Kind::Internal => {
                 self.history[0].answer = Answer::Internal("the cause is in the log".into());

@@ -3,8 +3,8 @@
 use super::story::{HOLDER, LAPSES, SECOND, event, release, spend, story};
 use crate::{
     check::Kind,
-    history::Answer,
-    tables::{Event, EventKind, Live},
+    history::{Answer, Call},
+    tables::{End, Event, EventKind, Grant, Key, Live, Tombstone},
 };
 
 fn released() -> Answer {
@@ -67,11 +67,11 @@ fn what_was_withdrawn_while_it_was_held_is_lost_when_its_reservation_ends() {
         story.tables.events.insert(3, event(EARLY, EventKind::Revoked, 1));
         let row = story.tables.live.remove(0);
         story.tables.suites[0].revoked = 1;
-        story.tables.tombstones.push(crate::tables::Tombstone {
+        story.tables.tombstones.push(Tombstone {
             key: row.key,
             reference: row.reference,
             generation: 1,
-            state: crate::tables::End::Revoked,
+            state: End::Revoked,
         });
         story
     };
@@ -87,4 +87,37 @@ fn what_is_not_held_was_settled_before() {
     let kept = story().without(EventKind::Lapsed);
     let kept = kept.with(&[event(EARLY, EventKind::Released, 1)], back);
     kept.then(release(EARLY, released())).then(spend(7 * SECOND, NOT_HELD)).is_true();
+}
+
+#[test]
+fn a_grant_of_a_last_resort_package_ends_as_its_row_says() {
+    let granted = |kind, state: &str| {
+        let mut story = story();
+        let key = Key { seq: 99, ..event(0, EventKind::Reserved, 1).key };
+        let holder = Some(HOLDER);
+        let events = [EventKind::LastResortIssued, kind];
+        story.tables.events.extend(events.map(|kind| Event {
+            key,
+            holder,
+            ..event(EARLY, kind, 0)
+        }));
+        story.tables.grants.push(Grant { key, state: state.into() });
+        let mut spent = spend(EARLY, Answer::Spent(vec![false]));
+        let Call::Spend { slots, .. } = &mut spent.call else { unreachable!() };
+        (slots[0].seq, slots[0].generation) = (99, 0);
+        story.then(spent)
+    };
+    granted(EventKind::Spent, "spent").is_true();
+    granted(EventKind::Spent, "reserved").breaks(Kind::RowsDisagree);
+    granted(EventKind::Released, "released").breaks(Kind::SpendUndone);
+    let mut gone = granted(EventKind::Spent, "spent");
+    gone.tables.grants.clear();
+    gone.breaks(Kind::RowsDisagree);
+}
+
+#[test]
+fn what_was_stored_stays_known() {
+    let mut unknown = story();
+    unknown.tables.published.pop();
+    unknown.breaks(Kind::TombstoneBroken);
 }

@@ -103,6 +103,7 @@ pub(super) fn story() -> Evidence {
         pools: vec![Pool { pool: 7, user: "owner".into(), client: "phone".into() }],
         suites: vec![suite],
         live: vec![lapsed, fresh],
+        published: vec![(uploaded.key, package(1)), (other, package(2))],
         events,
         ..Tables::default()
     };
