@@ -18,11 +18,14 @@ use sqlx::{
     AssertSqlSafe, ConnectOptions as _, Connection as _, Executor as _, PgConnection,
     postgres::PgConnectOptions,
 };
+use tokio::time::timeout;
 
 /// The database of the service, and its role: one that may do what serving takes and no more.
 const NAME: &str = "keypool";
 const ROLE: &str = "keypool_serve";
 const POLL: Duration = Duration::from_millis(20);
+/// How long a server that crashed may take to recover by itself.
+const RECOVERS_WITHIN: Duration = Duration::from_secs(20);
 
 /// A server on a folder of its own.
 #[derive(Debug)]
@@ -73,6 +76,20 @@ impl Database {
     /// Whether the server runs.
     pub fn is_running(&self) -> bool {
         self.postmaster().is_ok_and(|pid| Path::new(&format!("/proc/{pid}")).exists())
+    }
+
+    /// Whether it answers, once it has recovered if it has to.
+    pub async fn is_reachable(&self) -> bool {
+        let reach = async {
+            while self.is_running() {
+                if self.run("SELECT 1").await.is_ok() {
+                    return true;
+                }
+                tokio::time::sleep(POLL).await;
+            }
+            false
+        };
+        timeout(RECOVERS_WITHIN, reach).await.unwrap_or_default()
     }
 
     /// Ends it without a word, as `kill -9` does; or, at once, as an immediate shutdown does.
