@@ -35,9 +35,14 @@ struct There {
 struct Visit<'a> {
     op: &'a Op,
     got: Option<Got>,
+    /// That this pool, or another that was asked, was exhausted.
+    whole: bool,
     /// When it was surely over.
     over: Micros,
 }
+
+/// Of a call that was refused as a whole, how many of its pools had enough: by who made it, and when.
+type Plenty = HashMap<(u16, Micros), usize>;
 
 pub(super) fn check(index: &Index<'_>, report: &mut Report) {
     let stored = stored(index);
@@ -52,14 +57,28 @@ pub(super) fn check(index: &Index<'_>, report: &mut Report) {
     for op in index.history {
         visit(index, op, &mut visits);
     }
+    let mut plenty = Plenty::new();
     for (pool, mut visits) in visits {
         let Some(mut there) = index.pool_ids.get(&pool).and_then(|id| there.remove(id)) else {
             continue;
         };
         there.sort_unstable();
         visits.sort_by_key(|visit| visit.op.begun);
-        judge(index, pool, &there, &visits, report);
+        judge(index, pool, &there, &visits, &mut plenty, report);
     }
+    for op in index.history.iter().filter(|op| is_whole(op)) {
+        report.count("calls refused as a whole");
+        let Call::Reserve { pools, .. } = &op.call else { continue };
+        if plenty.get(&(op.worker, op.begun)) == Some(&pools.len()) {
+            report.add(Kind::ExhaustedWithStock, format!("none of the pools of {op:?} was"));
+        }
+    }
+}
+
+/// Whether one of several pools is called exhausted, and nobody knows which.
+fn is_whole(op: &Op) -> bool {
+    matches!((&op.call, &op.answer),
+        (Call::Reserve { pools, .. }, Answer::Refused("POOL_EXHAUSTED")) if pools.len() > 1)
 }
 
 /// When the first upload of each ref was acknowledged, and the end of its lifetime.
@@ -141,15 +160,16 @@ fn visit<'a>(index: &Index<'_>, op: &'a Op, visits: &mut HashMap<u16, Vec<Visit<
                     Answer::Refused("POOL_EXHAUSTED") if pools.len() == 1 => Some(Got::Exhausted),
                     _ => None,
                 };
-                visits.entry(pool).or_default().push(Visit { op, got, over });
+                let whole = is_whole(op);
+                visits.entry(pool).or_default().push(Visit { op, got, whole, over });
             }
         }
         Call::Upload { pool, .. } | Call::Revoke { pool, .. } => {
-            visits.entry(*pool).or_default().push(Visit { op, got: None, over });
+            visits.entry(*pool).or_default().push(Visit { op, got: None, whole: false, over });
         }
         Call::Spend { slots, .. } | Call::Release { slots, .. } => {
             for pool in pools_of(slots) {
-                visits.entry(pool).or_default().push(Visit { op, got: None, over });
+                visits.entry(pool).or_default().push(Visit { op, got: None, whole: false, over });
             }
         }
         Call::Status { .. } => {}
@@ -167,7 +187,14 @@ fn over(index: &Index<'_>, op: &Op) -> Micros {
     struck.map(|fault| fault.1).max().unwrap_or(op.ended).max(op.ended) + index.rules.horizon
 }
 
-fn judge(index: &Index<'_>, pool: u16, there: &[There], visits: &[Visit<'_>], report: &mut Report) {
+fn judge(
+    index: &Index<'_>,
+    pool: u16,
+    there: &[There],
+    visits: &[Visit<'_>],
+    plenty: &mut Plenty,
+    report: &mut Report,
+) {
     let first_draws = index.pool_ids.get(&pool).and_then(|id| index.first_draws.get(id));
     let mut now: BTreeSet<(Place, Micros)> = BTreeSet::new();
     let mut coming = there.iter().peekable();
@@ -181,7 +208,8 @@ fn judge(index: &Index<'_>, pool: u16, there: &[There], visits: &[Visit<'_>], re
         let alone = latest_over < begun && next > ended && visit.op.via != Via::Sdk;
         latest_over = latest_over.max(visit.over);
         now.retain(|&(_, until)| until > begun);
-        let Some(got) = visit.got.filter(|_| index.rules.lasts(visit.op)) else { continue };
+        let got = visit.got.or(visit.whole.then_some(Got::Exhausted));
+        let Some(got) = got.filter(|_| index.rules.lasts(visit.op)) else { continue };
         let Call::Reserve { caller, ttl, .. } = visit.op.call else { continue };
         let caller = index.rules.callers.get(usize::from(caller)).copied();
         let stays = || now.iter().filter(|&&(_, until)| until > ended).map(|&(place, _)| place);
@@ -210,7 +238,10 @@ fn judge(index: &Index<'_>, pool: u16, there: &[There], visits: &[Visit<'_>], re
         });
         let spared = if newcomer { 0 } else { index.rules.low_watermark };
         let stock = stays().count();
-        if stock > spared {
+        if visit.whole {
+            let pools = plenty.entry((visit.op.worker, visit.op.begun)).or_default();
+            *pools += usize::from(stock > spared);
+        } else if stock > spared {
             report.add(Kind::ExhaustedWithStock, format!("{stock} were there, {:?}", visit.op));
         }
     }

@@ -1,6 +1,6 @@
 //! Answers about another pool than the one that was asked, and repeated requests.
 
-use super::story::{SECOND, event, slot, story};
+use super::story::{SECOND, event, reserve, slot, story};
 use crate::{
     check::Kind,
     history::{Answer, Call, Got, Op, Slot},
@@ -52,4 +52,17 @@ fn a_request_that_is_repeated_is_refused_only_when_a_pool_cannot_give_again_what
     renewed.tables.events.push(Event { at, holder, ..issued });
     renewed.tables.grants.push(Grant { key: issued.key, state: "reserved".into() });
     renewed.is_true();
+}
+
+#[test]
+fn a_call_is_refused_as_a_whole_only_where_some_pool_is_exhausted() {
+    let refused = |low_watermark| {
+        let mut refused = story().then(reserve(30 * SECOND, Answer::Refused("POOL_EXHAUSTED")));
+        refused.rules.low_watermark = low_watermark;
+        let Call::Reserve { pools, all, .. } = &mut refused.history[2].call else { unreachable!() };
+        (*pools, *all) = (vec![0, 0], true);
+        refused
+    };
+    refused(1).breaks(Kind::ExhaustedWithStock);
+    refused(2).is_true();
 }
