@@ -5,10 +5,7 @@ use std::collections::HashMap;
 
 use uuid::Uuid;
 
-use super::{
-    Index, Kind, Report,
-    index::{Ack, key_of},
-};
+use super::{Index, Kind, Report, index::Ack};
 use crate::{
     history::{Answer, Call, Got, Micros, Op, Slot},
     tables::EventKind,
@@ -46,13 +43,8 @@ fn recorded(index: &Index<'_>, ack: &Ack<'_>, report: &mut Report) {
         return;
     }
     report.count("acknowledged reservations in the log");
-    let events = if ack.slot.is_last_resort() {
-        index.grants.get(&key_of(ack.slot)).map_or(&[][..], Vec::as_slice)
-    } else {
-        index.path(key_of(ack.slot))
-    };
     let holder = index.holder(ack.caller);
-    let there = events.iter().any(|event| {
+    let there = index.until(ack.slot, ack.op.ended).any(|event| {
         matches!(event.kind, EventKind::Reserved | EventKind::LastResortIssued)
             && event.generation == ack.slot.generation
             && event.holder == holder

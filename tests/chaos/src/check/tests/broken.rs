@@ -124,28 +124,6 @@ impl Evidence {
     /// The last reservation of a pool with one adder, and always with more than is kept for newcomers,
     /// that nobody settled for a while after it was made.
     fn lone(&self) -> Made {
-        self.lone_where(|_| true)
-    }
-
-    /// Such a one, beside as many others as its caller may hold with it.
-    fn lone_with_a_full_share(&self) -> Made {
-        let (all, settlings) = (self.made(), self.settlings());
-        self.lone_where(|made| {
-            let (op, now) = (&self.history[made.at], self.history[made.at].ended);
-            let held = all.iter().filter(|other| {
-                let asked = &self.history[other.at];
-                let settled = settlings.get(&other.slot).into_iter().flatten();
-                caller(asked) == caller(op)
-                    && other.slot.pool == made.slot.pool
-                    && asked.ended <= now
-                    && other.expires_at > now + 10
-                    && settled.clone().all(|&at| self.history[at].begun > now + 10)
-            });
-            held.count() >= self.rules.max_open
-        })
-    }
-
-    fn lone_where(&self, fits: impl Fn(&Made) -> bool) -> Made {
         let settlings = self.settlings();
         let found = self.made().into_iter().rev().find(|made| {
             let Call::Reserve { pools, .. } = &self.history[made.at].call else { unreachable!() };
@@ -155,9 +133,28 @@ impl Evidence {
                 && is_ample(pools[0])
                 && made.expires_at > ended + 10
                 && settled.clone().all(|&at| self.history[at].begun > ended + 10)
-                && fits(made)
         });
         found.expect("a reservation that was left alone for a while")
+    }
+
+    /// Two calls by which a caller got a package each of the same pool, the second while it held the
+    /// first.
+    fn two_of_a_pool(&self) -> (usize, usize) {
+        let (made, settlings) = (self.made(), self.settlings());
+        let found = made.iter().find_map(|later| {
+            let op = &self.history[later.at];
+            let earlier = made.iter().find(|earlier| {
+                let asked = &self.history[earlier.at];
+                let mut settled = settlings.get(&earlier.slot).into_iter().flatten();
+                caller(asked) == caller(op)
+                    && earlier.slot.pool == later.slot.pool
+                    && asked.ended < op.begun
+                    && earlier.expires_at > op.ended
+                    && settled.all(|&at| self.history[at].begun > op.ended)
+            })?;
+            Some((earlier.at, later.at))
+        });
+        found.expect("a caller that held a package and got another")
     }
 
     fn add(&mut self, op: Op) {
@@ -287,11 +284,14 @@ impl Evidence {
                 self.history[at].answer = Answer::Refused("POOL_EXHAUSTED");
             }
             Kind::RequestIdBroken => {
-                let made = self.lone_with_a_full_share();
-                let mut op = self.history[made.at].clone();
-                (op.begun, op.ended) = (op.ended + 1, op.ended + 2);
-                op.answer = Answer::Refused("QUOTA");
-                self.add(op);
+                let (earlier, later) = self.two_of_a_pool();
+                let Call::Reserve { request: first, .. } = self.history[earlier].call else {
+                    unreachable!()
+                };
+                let Call::Reserve { request, .. } = &mut self.history[later].call else {
+                    unreachable!()
+                };
+                *request = first;
             }
             Kind::FairShareBroken => self.take_one_more(),
             Kind::LapsedEarly => {
