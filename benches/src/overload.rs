@@ -1,5 +1,8 @@
 //! `script/overload`: what becomes of the calls that are served when ten times as many come.
 
+mod arrivals;
+mod calls;
+mod probe;
 mod report;
 
 use std::{
@@ -8,27 +11,18 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, ensure};
+use anyhow::Context as _;
 use bytes::Bytes;
-use http::{HeaderValue, Uri};
-use keypool_proto::v1::{
-    ReserveKeyPackagesRequest, ReserveKeyPackagesResponse, Target, reserve_result,
-};
-use keypool_testing::scrape::{get, metrics_address};
-use tokio::{
-    sync::{Mutex, mpsc},
-    task::{JoinHandle, JoinSet},
-};
-use uuid::Uuid;
+use tokio::{sync::Mutex, task::JoinSet};
 
+use arrivals::{Arrivals, arrive};
+use calls::{Calls, reserve};
+use probe::Probe;
 use report::{Report, Round, Stretch};
 
 use crate::{
     arguments::Arguments,
-    callers::{GROUP_ID, OWNER_PREFIX, TTL, authorization},
-    connection::{Connection, Refusal, frame},
-    machine,
-    packages::CIPHER_SUITE,
+    connection::{Connection, Refusal},
     postgres::Postgres,
     sample::Sample,
     site::{Plan, Site},
@@ -38,55 +32,9 @@ use crate::{
 const TIMES: f64 = 10.0;
 /// The share of the best rate at which a call meets hardly another one.
 const UNLOADED: f64 = 0.1;
-/// Callers, as many as the server remembers the tokens of. A prime: none meets an owner twice.
-const CALLERS: usize = 1009;
 const CONNECTIONS: usize = 16;
 /// Calls under way at once, at most, in an open loop.
 const IN_FLIGHT: usize = 512;
-/// Between two looks at the health, and at the memory.
-const PROBE_INTERVAL: Duration = Duration::from_millis(50);
-
-/// Calls that are made before they are needed: the load shares the cores with the server.
-struct Calls {
-    tokens: Vec<HeaderValue>,
-    frames: Vec<(HeaderValue, Bytes, usize)>,
-    clients: usize,
-    blocks: usize,
-    made: usize,
-}
-
-impl Calls {
-    fn new(owners: u32, clients: usize) -> anyhow::Result<Self> {
-        let token = |n| authorization(&format!("caller-{n}"));
-        let tokens = (0..CALLERS).map(token).collect::<anyhow::Result<_>>()?;
-        let blocks = usize::try_from(owners)? / clients;
-        ensure!(blocks > 0, "fewer owners than a call reserves from");
-        Ok(Self { tokens, frames: Vec::new(), clients, blocks, made: 0 })
-    }
-
-    /// The next so many calls.
-    fn make(&mut self, count: usize) -> anyhow::Result<Arc<[(HeaderValue, Bytes, usize)]>> {
-        self.frames.clear();
-        for _ in 0..count {
-            let token = self.tokens.get(self.made % CALLERS).context("a token")?.clone();
-            let block = self.made % self.blocks;
-            let owner = |n: usize| format!("{OWNER_PREFIX}{:06}", block * self.clients + n + 1);
-            let request = ReserveKeyPackagesRequest {
-                request_id: Uuid::new_v4().to_string(),
-                group_id: GROUP_ID.into(),
-                cipher_suite: CIPHER_SUITE.into(),
-                targets: (0..self.clients)
-                    .map(|n| Target { user_id: owner(n), client_ids: vec!["phone".into()] })
-                    .collect(),
-                ttl: Some(TTL.try_into()?),
-                ..ReserveKeyPackagesRequest::default()
-            };
-            self.frames.push((token, frame(&request)?, block));
-            self.made += 1;
-        }
-        Ok(std::mem::take(&mut self.frames).into())
-    }
-}
 
 /// What the calls of a stretch came to.
 #[derive(Debug, Default)]
@@ -125,104 +73,6 @@ impl Outcome {
             *self.by_reason.entry(reason).or_default() += times;
         }
     }
-}
-
-/// Makes one call and looks at its answer.
-async fn reserve(
-    connection: &Connection,
-    uri: &Uri,
-    call: &(HeaderValue, Bytes, usize),
-    clients: usize,
-) -> anyhow::Result<Vec<Bytes>> {
-    let (token, frame, block) = call;
-    let answer: ReserveKeyPackagesResponse = connection.send(uri, token, frame.clone()).await?;
-    ensure!(answer.results.len() == clients, "{} results", answer.results.len());
-    let mut refs = Vec::with_capacity(clients);
-    for (n, result) in answer.results.into_iter().enumerate() {
-        let owner = result.user_id.strip_prefix(OWNER_PREFIX).context("another user")?;
-        ensure!(owner.parse::<usize>()? == block * clients + n + 1, "another user's package");
-        let Some(reserve_result::Outcome::Reservation(reservation)) = result.outcome else {
-            anyhow::bail!("no reservation: {:?}", result.outcome);
-        };
-        ensure!(!reservation.last_resort, "a last resort package while stock was left");
-        refs.push(reservation.key_package_ref);
-    }
-    Ok(refs)
-}
-
-/// Looks at the health again and again, and at the metrics and the memory.
-struct Probe(JoinHandle<anyhow::Result<Probed>>, tokio::sync::oneshot::Sender<()>);
-
-#[derive(Debug, Default)]
-struct Probed {
-    checks: Sample,
-    memory_mib: Vec<f64>,
-}
-
-impl Probe {
-    async fn start(site: &Site) -> anyhow::Result<Self> {
-        let connection = Connection::open(site.server.address()).await?;
-        let pid = site.server.pid();
-        let metrics = metrics_address(&site.server).await;
-        let (stop, mut stopped) = tokio::sync::oneshot::channel();
-        let task = tokio::spawn(async move {
-            let uri = connection.uri("/grpc.health.v1.Health/Check")?;
-            let none = HeaderValue::from_static("none");
-            let mut probed = Probed::default();
-            while stopped.try_recv().is_err() {
-                let before = Instant::now();
-                let check = frame(&HealthCheck { service: SERVICE.into() })?;
-                match connection.send::<Health>(&uri, &none, check).await {
-                    Ok(Health { status: 1 }) => {}
-                    other => probed.checks.fault(format!("health: {other:?}")),
-                }
-                let took = u32::try_from(before.elapsed().as_micros())?;
-                probed.checks.latencies.push(took);
-                probed.checks.operations += 1;
-                if probed.checks.operations % 10 == 1 {
-                    let (resident, _) = machine::memory_kib(pid)?;
-                    probed.memory_mib.push(resident as f64 / 1024.0);
-                    let (head, text) = get(metrics, "/metrics").await;
-                    if !(head.starts_with("HTTP/1.1 200") && text.contains("keypool_shed_total")) {
-                        probed.checks.fault(format!("metrics: {head}"));
-                    }
-                }
-                tokio::time::sleep(PROBE_INTERVAL).await;
-            }
-            Ok(probed)
-        });
-        Ok(Self(task, stop))
-    }
-
-    async fn end(self) -> anyhow::Result<Probed> {
-        let _ = self.1.send(()); // it may have failed
-        self.0.await?
-    }
-}
-
-const SERVICE: &str = "keypool.v1.KeyPackageService";
-
-/// `grpc.health.v1.HealthCheckRequest`.
-#[derive(Clone, PartialEq, prost::Message)]
-struct HealthCheck {
-    #[prost(string, tag = "1")]
-    service: String,
-}
-
-/// `grpc.health.v1.HealthCheckResponse`; 1 is SERVING.
-#[derive(Clone, PartialEq, prost::Message)]
-struct Health {
-    #[prost(int32, tag = "1")]
-    status: i32,
-}
-
-/// How calls arrive.
-#[derive(Debug, Clone, Copy)]
-enum Arrivals {
-    /// So many callers, each with its next call when the last one was answered.
-    Closed(usize),
-    /// At random, so many a second.
-    Open(f64),
 }
 
 struct Bench {
@@ -325,43 +175,6 @@ impl Bench {
     fn most_a_second(&self) -> f64 {
         100_000.0 / self.clients as f64 + 1000.0
     }
-}
-
-struct Arriving {
-    receiver: mpsc::UnboundedReceiver<(usize, Instant)>,
-    closed: Option<usize>,
-}
-
-/// The numbers of calls and when they arrive.
-fn arrive(
-    arrivals: Arrivals,
-    time: Duration,
-    calls: usize,
-    start: Instant,
-) -> (Arriving, std::thread::JoinHandle<()>) {
-    let (sender, receiver) = mpsc::unbounded_channel();
-    let closed = match arrivals {
-        Arrivals::Closed(workers) => Some(workers),
-        Arrivals::Open(_) => None,
-    };
-    // A thread of its own: the runtime's timers tick in milliseconds.
-    let pacer = std::thread::spawn(move || {
-        let mut arrival = start;
-        for number in 0..calls {
-            if let Arrivals::Open(rate) = arrivals {
-                let gap = -(1.0 - rand::random::<f64>()).ln() / rate;
-                arrival += Duration::from_secs_f64(gap);
-                if arrival > start + time {
-                    break;
-                }
-                std::thread::sleep(arrival.saturating_duration_since(Instant::now()));
-            }
-            if sender.send((number, arrival)).is_err() {
-                break;
-            }
-        }
-    });
-    (Arriving { receiver, closed }, pacer)
 }
 
 /// Measures.
