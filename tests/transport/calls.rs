@@ -4,7 +4,7 @@ use std::pin::pin;
 
 use keypool_client::{
     Client, Code, Error, Rejection, Reserve,
-    v1::{ErrorReason, GetPoolStatusRequest},
+    v1::{ErrorReason, GetPoolStatusRequest, WatchPoolStatusRequest},
 };
 use keypool_service::domain::clock::{Clock as _, SystemClock};
 use keypool_testing::{
@@ -39,6 +39,20 @@ pub(crate) async fn refused_past_its_deadline() -> Rejection {
 async fn the_deadline_of_the_caller_is_kept() {
     let refused = refused_past_its_deadline().await;
     assert_eq!(refused.code, Code::DeadlineExceeded);
+    assert_eq!(refused.reason, Some(ErrorReason::DeadlineExceeded));
+}
+
+/// That of a stream, too, whose client does not end it.
+#[tokio::test]
+async fn a_stream_ends_with_the_deadline_of_its_caller() {
+    let database = database().await;
+    let server = Server::start(&database, &options()).await;
+    let mut connection = RawConnection::to(server.address()).await.unwrap();
+    let (token, deadline) = (token("bob", "phone"), [("grpc-timeout", "300m")]);
+    let mut call = connection.call("WatchPoolStatus", Some(&token), &deadline).await.unwrap();
+    call.send(&WatchPoolStatusRequest {});
+    let (_, status) = call.answer().await.unwrap();
+    let refused = Rejection::from(status.unwrap());
     assert_eq!(refused.reason, Some(ErrorReason::DeadlineExceeded));
 }
 

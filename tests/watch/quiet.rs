@@ -45,7 +45,7 @@ async fn a_reader_that_did_not_read_gets_the_newest_state_once() {
 
     // As the server reads it: over gRPC the transport's window would take some states ahead.
     let watch = usual().limits.watch;
-    let asleep = here.pool.watch(&bob, watch, CancellationToken::new()).unwrap();
+    let asleep = here.pool.watch(&bob, watch, None, CancellationToken::new()).unwrap();
     let mut asleep = std::pin::pin!(asleep);
     asleep.next().await.unwrap().unwrap();
     let (mut awake, _) = Watching::start(&owner).await;

@@ -97,7 +97,7 @@ impl Drop for Unanswered {
 
 /// The time that the caller gives: up to eight digits and a unit (gRPC over HTTP/2, Requests).
 /// What is malformed is passed over.
-fn requested(headers: &HeaderMap) -> Option<Duration> {
+pub(super) fn requested(headers: &HeaderMap) -> Option<Duration> {
     let value = headers.get(GRPC_TIMEOUT)?.to_str().ok()?;
     let (digits, unit) = value.split_at_checked(value.len().checked_sub(1)?)?;
     if !(1..=8).contains(&digits.len()) || !digits.bytes().all(|byte| byte.is_ascii_digit()) {

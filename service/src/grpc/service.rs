@@ -12,7 +12,7 @@ use tonic::{Code, Request, Response, Status};
 
 use super::{
     auth::{Caller, Scope},
-    convert,
+    convert, deadline,
     limit::{Limits, Load, LoadLimits, Refused, count_refused},
     status,
 };
@@ -242,8 +242,10 @@ impl KeyPackageService for GrpcService {
         &self,
         request: Request<v1::WatchPoolStatusRequest>,
     ) -> Result<Response<Self::WatchPoolStatusStream>, Status> {
-        let opened = allowed(&request, &[Scope::Publish])
-            .and_then(|caller| self.pool.watch(&caller.key, self.limits.watch, self.stop.clone()));
+        let deadline = deadline::requested(request.metadata().as_ref());
+        let opened = allowed(&request, &[Scope::Publish]).and_then(|caller| {
+            self.pool.watch(&caller.key, self.limits.watch, deadline, self.stop.clone())
+        });
         let statuses = opened.map_err(|error| refuse(&error))?;
         Ok(Response::new(Box::pin(
             statuses.map(|status| status.map(convert::pool_status).map_err(|error| refuse(&error))),

@@ -206,6 +206,8 @@ struct Watch {
     /// What was sent last, to send nothing twice.
     sent: Option<u64>,
     ends_at: Instant,
+    /// Whether that is the caller's deadline.
+    is_overdue_then: bool,
     stop: CancellationToken,
 }
 
@@ -215,7 +217,9 @@ impl Watch {
         let (ends_at, stop) = (self.ends_at, self.stop.clone());
         tokio::select! {
             next = self.changed() => Some(next),
-            () = tokio::time::sleep_until(ends_at) => None,
+            () = tokio::time::sleep_until(ends_at) => {
+                self.is_overdue_then.then_some(Err(Error::DeadlineExceeded))
+            }
             () = stop.cancelled() => Some(Err(Error::ShuttingDown)),
         }
     }
@@ -264,6 +268,7 @@ impl KeyPool {
     /// How the pool of `owner` stands: now, and again whenever it is low and has changed, was
     /// issued its last resort package, or has packages that expire soon. At least once, the
     /// newest state only. Ends by itself after about `limits.max_age`; with
+    /// [`Error::DeadlineExceeded`] after `deadline`, if that is sooner; with
     /// [`Error::ShuttingDown`] when told to stop; with an error when the first state cannot be
     /// read. A reader that opens another stream then has missed nothing.
     ///
@@ -273,17 +278,20 @@ impl KeyPool {
         &self,
         owner: &ClientKey,
         limits: WatchLimits,
+        deadline: Option<Duration>,
         stop: CancellationToken,
     ) -> Result<impl Stream<Item = Result<PoolStatus, Error>> + Send + use<>, Error> {
         let subscription = self.watch.subscribe(owner, limits.per_client)?;
         // Streams that were opened together do not end together.
         let age = limits.max_age.mul_f64(rand::random_range(0.9..1.1));
+        let deadline = deadline.filter(|deadline| *deadline < age);
         let watch = Watch {
             pool: self.clone(),
             owner: owner.clone(),
             subscription,
             sent: None,
-            ends_at: Instant::now() + age,
+            ends_at: Instant::now() + deadline.unwrap_or(age),
+            is_overdue_then: deadline.is_some(),
             stop,
         };
         Ok(stream::unfold(Some(watch), async |watch| {
