@@ -16,6 +16,7 @@ mod reflection;
 mod refusals;
 mod replicas;
 mod roles;
+mod rpcs;
 mod secrecy;
 mod shutdown;
 mod tokens;

@@ -152,7 +152,7 @@ async fn nothing_secret_is_in_the_log_or_the_metrics_of_a_whole_flow() {
     {
         assert!(text.contains(told), "everything is logged: {told}");
     }
-    for rpc in super::tokens::rpcs() {
+    for rpc in super::rpcs::rpcs() {
         assert!(text.contains(&rpc), "everything is called: {rpc}");
     }
     let secret: Vec<u8> = sqlx::query_scalar("SELECT secret FROM service_secret")
