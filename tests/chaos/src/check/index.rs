@@ -193,6 +193,20 @@ impl<'a> Index<'a> {
         self.events.chunk_by(|a, b| a.key == b.key).map(|path| (path[0].key, path))
     }
 
+    /// Every reservation that the log has: its holder, when it was made, and all events of its
+    /// package or grant.
+    pub(super) fn reservations(&self) -> impl Iterator<Item = (Slot, [u8; 16], Micros, &[Event])> {
+        let grants = self.grants.iter().map(|(&key, events)| (key, events.as_slice()));
+        self.packages().chain(grants).flat_map(|(key, path)| {
+            path.iter().filter_map(move |event| {
+                let Key { pool, suite, seq } = key;
+                let slot = Slot { pool, suite, seq, generation: event.generation };
+                let made = matches!(event.kind, EventKind::Reserved | EventKind::LastResortIssued);
+                Some((slot, event.holder.filter(|_| made)?, event.at, path))
+            })
+        })
+    }
+
     /// Whether the package of this key was given out once only.
     pub(super) fn is_last_resort(&self, path: &[Event]) -> bool {
         path.first().is_some_and(|event| self.last_resorts.contains(&event.reference))

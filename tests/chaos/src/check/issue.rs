@@ -181,31 +181,16 @@ fn fair_share(index: &Index<'_>, report: &mut Report) {
         }
     }
     let mut holders: HashMap<([u8; 16], i64), Vec<Held>> = HashMap::new();
-    let grants = index.grants.iter().map(|(&key, events)| (key, events.as_slice()));
-    for (key, path) in index.packages().chain(grants) {
-        for event in path {
-            let (EventKind::Reserved | EventKind::LastResortIssued, Some(holder)) =
-                (event.kind, event.holder)
-            else {
-                continue;
-            };
-            let slot = Slot {
-                pool: key.pool,
-                suite: key.suite,
-                seq: key.seq,
-                generation: event.generation,
-            };
-            let settled = path.iter().find(|e| {
-                e.generation == event.generation
-                    && matches!(e.kind, EventKind::Released | EventKind::Spent)
-            });
-            let settled = settled.map(|event| event.at);
-            // A restored database is made to forget who drew.
-            let forgotten = index.rules.erased.map(|(_, restored)| restored);
-            let settled = settled.or(forgotten.filter(|&restored| event.at < restored));
-            let held = Held { slot, at: event.at, settled };
-            holders.entry((holder, key.pool)).or_default().push(held);
-        }
+    for (slot, holder, at, path) in index.reservations() {
+        let settled = path.iter().find(|e| {
+            e.generation == slot.generation
+                && matches!(e.kind, EventKind::Released | EventKind::Spent)
+        });
+        let settled = settled.map(|event| event.at);
+        // A restored database is made to forget who drew.
+        let forgotten = index.rules.erased.map(|(_, restored)| restored);
+        let settled = settled.or(forgotten.filter(|&restored| at < restored));
+        holders.entry((holder, slot.pool)).or_default().push(Held { slot, at, settled });
     }
     for held in holders.values_mut() {
         held.sort_by_key(|held| held.at);

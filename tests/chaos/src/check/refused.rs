@@ -6,7 +6,7 @@ use std::collections::HashMap;
 
 use super::{Index, Kind, Report};
 use crate::{
-    history::{Answer, Call, Got, Micros, Op, Slot},
+    history::{Answer, Call, Got, Micros, Op},
     tables::EventKind,
 };
 
@@ -58,33 +58,17 @@ pub(super) fn check(index: &Index<'_>, report: &mut Report) {
 /// What the log says that each caller reserved.
 fn holdings(index: &Index<'_>) -> Holdings {
     let mut holdings = Holdings::new();
-    let grants = index.grants.iter().map(|(&key, events)| (key, events.as_slice()));
-    for (key, path) in index.packages().chain(grants) {
-        for event in path {
-            let (EventKind::Reserved | EventKind::LastResortIssued, Some(holder)) =
-                (event.kind, event.holder)
-            else {
-                continue;
-            };
-            let slot = Slot {
-                pool: key.pool,
-                suite: key.suite,
-                seq: key.seq,
-                generation: event.generation,
-            };
-            // Where nobody got the answer, for as long as anybody ever asked.
-            let expires_at = index.expiries.get(&slot).copied();
-            let expires_at = expires_at.unwrap_or(event.at + index.longest);
-            let mut later = path.iter().filter(|e| e.generation == event.generation);
-            let logged = later
-                .find(|e| matches!(e.kind, EventKind::Spent | EventKind::Released))
-                // It was seen by all some time after it was written.
-                .map(|settled| settled.at + index.rules.horizon);
-            let settled = index.settled(slot).into_iter().chain(logged).min();
-            let until = settled.map_or(expires_at, |settled| settled.min(expires_at));
-            let open = Open { from: event.at, until };
-            holdings.entry((holder, key.pool)).or_default().push(open);
-        }
+    for (slot, holder, from, path) in index.reservations() {
+        // Where nobody got the answer, for as long as anybody ever asked.
+        let expires_at = index.expiries.get(&slot).copied().unwrap_or(from + index.longest);
+        let mut later = path.iter().filter(|e| e.generation == slot.generation);
+        let logged = later
+            .find(|e| matches!(e.kind, EventKind::Spent | EventKind::Released))
+            // It was seen by all some time after it was written.
+            .map(|settled| settled.at + index.rules.horizon);
+        let settled = index.settled(slot).into_iter().chain(logged).min();
+        let until = settled.map_or(expires_at, |settled| settled.min(expires_at));
+        holdings.entry((holder, slot.pool)).or_default().push(Open { from, until });
     }
     for opens in holdings.values_mut() {
         opens.sort_unstable_by_key(|open| open.from);
