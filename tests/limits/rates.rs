@@ -58,6 +58,11 @@ async fn clients_that_a_call_did_not_name_are_counted() {
     let answer = alice.reserve(&Reserve::new(GROUP, SUITE).target("bob")).await.unwrap();
     assert_eq!(answer.reservations().count(), 3);
     limited(&refused(alice.reserve(&from("carol")).await));
+    // Those too that have nothing left and are not shown.
+    let dave = server.client("dave", "phone").await;
+    let nothing = refused(dave.reserve(&Reserve::new(GROUP, SUITE).target("bob")).await);
+    assert_eq!(nothing.reason, Some(ErrorReason::PoolExhausted));
+    limited(&refused(dave.reserve(&from("carol")).await));
 }
 
 #[tokio::test]

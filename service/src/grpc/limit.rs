@@ -17,10 +17,7 @@ use tokio::{sync::SemaphorePermit, time::Instant};
 use tonic::body::Body;
 
 use super::auth::{Caller, Scope};
-use crate::{
-    domain::error::Error,
-    pool::{ReserveRequest, ReserveResult},
-};
+use crate::{domain::error::Error, pool::ReserveRequest};
 
 pub use buckets::Rate;
 pub use gate::GateLimits;
@@ -166,11 +163,10 @@ impl Limits {
         Ok(Load { kind: Kind::Reserve, weight })
     }
 
-    /// Takes what a Reserve cost beyond that.
-    pub(super) fn reserved(&self, caller: &Caller, load: Load, results: &[ReserveResult]) {
+    /// Takes what a Reserve from so many clients cost beyond that, served or not.
+    pub(super) fn reserved(&self, caller: &Caller, load: Load, asked: usize) {
         if let Some(rates) = &self.rates {
-            let digest = caller.key.digest();
-            rates.charge_reserve(digest, load.weight, results.len(), self.now());
+            rates.charge_reserve(caller.key.digest(), load.weight, asked, self.now());
         }
     }
 

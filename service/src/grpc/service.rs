@@ -188,9 +188,10 @@ impl KeyPackageService for GrpcService {
             Ok((load, (load, request)))
         };
         self.call(request, &[Scope::Reserve], prepare, async |pool, caller, (load, request)| {
-            let results = pool.reserve(&caller.key, &request).await?;
-            self.load.reserved(caller, load, &results);
-            Ok(convert::reserved(results))
+            let mut asked = 0;
+            let results = pool.reserve_counting(&caller.key, &request, &mut asked).await;
+            self.load.reserved(caller, load, asked);
+            Ok(convert::reserved(results?))
         })
         .await
     }

@@ -135,6 +135,20 @@ impl KeyPool {
         caller: &ClientKey,
         request: &ReserveRequest,
     ) -> Result<Vec<ReserveResult>, Error> {
+        self.reserve_counting(caller, request, &mut 0).await
+    }
+
+    /// As [`KeyPool::reserve`]; `asked` becomes the number of clients that were asked, those too
+    /// that the answer does not show.
+    ///
+    /// # Errors
+    /// As [`KeyPool::reserve`].
+    pub async fn reserve_counting(
+        &self,
+        caller: &ClientKey,
+        request: &ReserveRequest,
+        asked: &mut usize,
+    ) -> Result<Vec<ReserveResult>, Error> {
         // One place for the whole call, by its first target: who reserves from the same users
         // again and again is served, but not more than others.
         let first = request.targets.first().map(|target| target.user.clone());
@@ -144,10 +158,11 @@ impl KeyPool {
             None => None,
         };
         let Seats { seats, whole } = self.seats(caller, &request.targets).await?;
+        *asked = seats.len();
         let mut asks = Vec::with_capacity(seats.len());
         for (user, client) in &seats {
-            // A user without a client is looked for with the statements of any other: the time that
-            // an answer takes tells no more than the answer.
+            // A user without a client is looked for with the statements of any user with one, so
+            // that the time of an answer does not tell them apart.
             let client = client.clone().map_or_else(nobody, Ok)?;
             let owner = ClientKey { user: user.clone(), client };
             asks.push(ReserveAsk { owner, grant_id: random_id() });
