@@ -78,7 +78,7 @@ impl Store {
         for migration in pending.chain(migrator.iter().last()) {
             let mut tries = 1_u32;
             while let Err(error) = self.try_to_reach(migration, migrator, patience).await {
-                let Some(missing) = missing_lock(&error) else {
+                let Some(missing) = missing_lock(&error, migration) else {
                     return Err(error).context("cannot migrate the database");
                 };
                 let version = migration.version;
@@ -158,14 +158,19 @@ impl Store {
     }
 }
 
-/// What the lock is for that a try did not get in time.
-fn missing_lock(error: &MigrateError) -> Option<&'static str> {
+/// What the lock is for that a try did not get in time. A deadlock of what is in no transaction has
+/// left half an index, which another try would not make whole.
+fn missing_lock(error: &MigrateError, migration: &Migration) -> Option<&'static str> {
     let (MigrateError::Execute(cause) | MigrateError::ExecuteMigration(cause, _)) = error else {
         return None;
     };
-    // lock_not_available, deadlock_detected
     let code = cause.as_database_error().and_then(|cause| cause.code());
-    matches!(code.as_deref(), Some("55P03" | "40P01")).then_some(match error {
+    let missing = match code.as_deref() {
+        Some("55P03") => true,             // lock_not_available
+        Some("40P01") => !migration.no_tx, // deadlock_detected
+        _ => false,
+    };
+    missing.then_some(match error {
         MigrateError::ExecuteMigration(..) => "somebody else uses a table that it changes",
         _ => "another migration is running",
     })
