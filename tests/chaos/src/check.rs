@@ -174,7 +174,7 @@ impl Report {
 }
 
 /// What is looked at in every run of some seconds, whatever breaks.
-pub const ALWAYS: [&str; 15] = [
+pub const ALWAYS: [&str; 16] = [
     "accepted packages in the log",
     "acknowledged Releases in the log",
     "acknowledged Spends in log and tombstones",
@@ -184,6 +184,7 @@ pub const ALWAYS: [&str; 15] = [
     "packages of the pool that was asked",
     "packages whose events are a path",
     "pools called exhausted",
+    "refusals of a Reserve with their reason",
     "replicas that reserve in the end",
     "reservations within a fair share",
     "reservations, one at a time",

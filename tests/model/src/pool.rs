@@ -167,7 +167,7 @@ pub struct Reserved {
 pub enum Unavailable {
     /// Nothing is left for this adder.
     Exhausted,
-    /// The pool never had this cipher suite.
+    /// The pool never had this cipher suite, and has something of another.
     Incompatible,
     /// The adder holds its share.
     Quota,

@@ -21,15 +21,14 @@ type Holdings = HashMap<([u8; 16], i64), Vec<Open>>;
 
 pub(super) fn check(index: &Index<'_>, report: &mut Report) {
     let holdings = holdings(index);
-    let stocked = stocked(index);
     for op in index.history.iter().filter(|op| index.rules.lasts(op)) {
         let Call::Reserve { caller, pools, .. } = &op.call else { continue };
         let full = |pool: &u16| has_its_share(index, &holdings, *caller, *pool, op);
-        let empty = |pool: &u16| stocked.get(pool).is_none_or(|&since| since >= op.begun);
         let mut judge = |got: Got, pools: &[u16]| {
             let right = match got {
                 Got::Quota => pools.iter().any(full),
-                Got::Incompatible => pools.iter().any(empty),
+                // All packages are of one suite, with the same capabilities.
+                Got::Incompatible => false,
                 Got::Exhausted | Got::Package { .. } => return,
             };
             report.count("refusals of a Reserve with their reason");
@@ -86,20 +85,4 @@ fn has_its_share(index: &Index<'_>, holdings: &Holdings, caller: u16, pool: u16,
     let end = opens.partition_point(|open| open.from <= op.ended);
     let opens = opens.get(begin..end).unwrap_or_default();
     opens.iter().filter(|open| open.until >= op.begun).count() >= index.rules.max_open
-}
-
-/// When each pool surely had a package of the one cipher suite: all are of it, with the same
-/// capabilities, and a pool that ever had one is exhausted, not without.
-fn stocked(index: &Index<'_>) -> HashMap<u16, Micros> {
-    let mut stocked: HashMap<u16, Micros> = HashMap::new();
-    for op in index.history.iter().filter(|op| index.rules.lasts(op)) {
-        let (Call::Upload { pool, .. }, Answer::Uploaded(stored)) = (&op.call, &op.answer) else {
-            continue;
-        };
-        if stored.iter().any(crate::history::Stored::is_accepted) {
-            let since = stocked.entry(*pool).or_insert(op.ended);
-            *since = op.ended.min(*since);
-        }
-    }
-    stocked
 }
