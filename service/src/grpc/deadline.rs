@@ -90,7 +90,7 @@ impl Unanswered {
 impl Drop for Unanswered {
     fn drop(&mut self) {
         if let Some(span) = self.0.take() {
-            span.in_scope(|| tracing::info!("call given up: its caller cancelled it"));
+            span.in_scope(|| tracing::info!("call given up: cancelled, or its connection ended"));
         }
     }
 }

@@ -97,12 +97,7 @@ fn record(call: Call, headers: &HeaderMap) -> Option<OpenStream> {
 
 /// How a call failed, by the headers or the trailers of its answer; none of one that did not.
 fn failure(headers: &HeaderMap) -> Option<(Code, String)> {
-    if !headers.contains_key(Status::GRPC_STATUS) {
-        return None;
-    }
-    let Some(status) = Status::from_header_map(headers) else {
-        return Some((Code::Unknown, UNEXPLAINED.into()));
-    };
+    let status = Status::from_header_map(headers)?;
     let reason = match (status.get_details_error_info(), status.code()) {
         (_, Code::Ok) => return None,
         (Some(info), _) => info.reason,
