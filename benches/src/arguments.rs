@@ -78,11 +78,13 @@ pub(crate) enum RowName {
     HotPool,
     /// One caller, one call after the other
     Idle,
+    /// Health checks: what a call costs that asks nothing of keypool
+    Transport,
 }
 
 impl RowName {
-    pub(crate) const ALL: [Self; 5] =
-        [Self::Reserve, Self::Pairs, Self::Upload, Self::HotPool, Self::Idle];
+    pub(crate) const ALL: [Self; 6] =
+        [Self::Reserve, Self::Pairs, Self::Upload, Self::HotPool, Self::Idle, Self::Transport];
 }
 
 impl Arguments {

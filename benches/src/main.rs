@@ -13,6 +13,7 @@ mod arguments;
 mod callers;
 mod connection;
 mod growth;
+mod health;
 mod load;
 mod machine;
 mod overload;

@@ -50,6 +50,7 @@ impl Bench<'_> {
                 RowName::Upload => self.upload().await?,
                 RowName::HotPool => self.hot_pool().await?,
                 RowName::Idle => self.idle().await?,
+                RowName::Transport => self.transport().await?,
             });
         }
         Ok(rows)
@@ -206,6 +207,21 @@ impl Bench<'_> {
         }
         eprintln!("idle: done");
         Ok(vec![Row::new("idle", 1, &rounds.keypool, &rounds.reference)])
+    }
+
+    /// Health checks on as many connections as Reserves: nothing is reserved, so this is the part
+    /// of a Reserve that HTTP/2, gRPC and the load take.
+    async fn transport(&mut self) -> anyhow::Result<Vec<Row>> {
+        let connections = if self.arguments.quick { 16 } else { BUSY };
+        let mut samples = Vec::new();
+        for round in 0..=self.arguments.rounds() {
+            let sample = self.site.checks(connections, self.time()).await?;
+            if round > 0 {
+                samples.push(sample);
+            }
+        }
+        eprintln!("transport: done");
+        Ok(vec![Row::new("transport", connections, &samples, &[])])
     }
 }
 

@@ -1,45 +1,40 @@
 //! A keypool under load: a database filled with owners, `keypool serve` on it, and the tables of
 //! the references beside.
 
+mod tables;
+
 use std::{path::Path, time::Duration};
 
 use anyhow::{Context as _, ensure};
 use keypool_service::store::MIGRATOR;
 use keypool_testing::server::{Server, ServerOptions};
-use sqlx::Executor as _;
 
 use crate::{
-    callers::{
-        Adder, Callers, OWNER_PREFIX, Then, Uploader, Uploads, authorization, handed_out_twice,
-    },
+    callers::{Adder, Callers, Then, Uploader, Uploads, authorization, handed_out_twice},
     connection::Connection,
+    health::Checker,
     load::{self, Stretch},
     machine,
-    packages::{self, Publisher},
+    packages::Publisher,
     postgres::{Database, Postgres},
     reference::{Pgbench, Run, Script},
     sample::{Cost, Sample},
 };
 
-/// One-time packages of each owner.
-pub(crate) const PACKAGES_EACH: i64 = 32;
+pub(crate) use tables::PACKAGES_EACH;
+
 /// After so many draws from each owner the tables are made anew: no pool comes to its low
 /// watermark, and none of pgbench's, which draws at random, runs out.
 const DRAWS_EACH: u64 = 12;
-/// The owner of the hot pool: another number than any other's, and as many packages as an owner
-/// can have.
+/// The owner of the hot pool: another number than any other's.
 const HOT_OWNER: u32 = 999_999;
-const HOT_PACKAGES: i64 = 64;
-/// Owners filled in by one statement.
-const FILL_AT_ONCE: u32 = 5_000;
 /// What an owner takes on disk, with its history, its events and all indexes, bytes: measured.
 const OWNER_BYTES: u64 = 46_000;
 /// What the WAL takes at most: Postgres's max_wal_size.
 const MAX_WAL_BYTES: u64 = 8 << 30;
-/// What Reserve, Spend and Release write to.
-const WRITTEN: [&str; 5] = ["package", "draw", "tombstone", "last_resort_grant", "event"];
-/// Clients whose real packages the fill copies.
-const TEMPLATE_CLIENTS: usize = 8;
+/// What the image tells the server besides where its configuration is.
+const ENVIRONMENT: [(&str, &str); 2] =
+    [("MALLOC_ARENA_MAX", "1"), ("MALLOC_MMAP_THRESHOLD_", "131072")];
 
 /// How a site is set up.
 #[derive(Debug, Clone)]
@@ -90,7 +85,8 @@ impl Site {
             let (key, value) = setting.split_once('=').context("--set takes KEY=TOML")?;
             options = options.set(String::leak(key.to_owned()), value);
         }
-        let server = Server::on(&database.service_url(), &options).await;
+        let url = database.service_url();
+        let server = Server::on_with_environment(&url, &options, &ENVIRONMENT).await;
         let stock = u64::from(plan.owners) * DRAWS_EACH;
         let mut site = Self {
             database,
@@ -105,131 +101,6 @@ impl Site {
         site.take_templates().await?;
         site.fill().await?;
         Ok(site)
-    }
-
-    /// Real packages, uploaded as any are: the fill copies their rows.
-    async fn take_templates(&mut self) -> anyhow::Result<()> {
-        let publishers = packages::publishers("model-", TEMPLATE_CLIENTS, 32)?;
-        let sample = self.upload(publishers, 2).await?;
-        ensure!(sample.faults.is_empty(), "uploading: {:?}", sample.faults);
-        self.database
-            .run(&[
-                "CREATE SCHEMA bench".to_owned(),
-                "CREATE TABLE bench.template AS
-                 SELECT row_number() OVER () - 1 AS number, key_package, not_after, capabilities,
-                        signature_key_digest, credential_digest
-                 FROM package"
-                    .to_owned(),
-            ])
-            .await?;
-        self.forget_uploads().await
-    }
-
-    async fn fill(&mut self) -> anyhow::Result<()> {
-        let mut first = 1;
-        while first <= self.owners {
-            let last = (first + FILL_AT_ONCE - 1).min(self.owners);
-            self.fill_owners(first, last, PACKAGES_EACH).await?;
-            first = last + 1;
-        }
-        self.fill_owners(HOT_OWNER, HOT_OWNER, HOT_PACKAGES).await?;
-        self.database.run(&["VACUUM (ANALYZE)".to_owned()]).await?;
-        if self.renewable {
-            self.database.pool.execute(include_str!("sql/reference.sql")).await?;
-            let mut statements = WRITTEN
-                .map(|table| format!("CREATE TABLE bench.{table} AS TABLE {table}"))
-                .to_vec();
-            statements.push("CHECKPOINT".to_owned());
-            self.database.run(&statements).await?;
-            // Both after the checkpoint: neither pays for whole pages in the WAL.
-            self.renew().await?;
-            self.renew_reference().await?;
-        }
-        Ok(())
-    }
-
-    async fn fill_owners(&self, first: u32, last: u32, packages: i64) -> anyhow::Result<()> {
-        sqlx::query(include_str!("sql/fill.sql"))
-            .bind(i64::from(first))
-            .bind(i64::from(last))
-            .bind(packages)
-            .bind(OWNER_PREFIX)
-            .execute(&self.database.pool)
-            .await?;
-        Ok(())
-    }
-
-    /// Gives each owner as many packages as it had at first, in place of those that were drawn.
-    pub(crate) async fn refill(&mut self) -> anyhow::Result<()> {
-        self.stretches += 1;
-        sqlx::query(include_str!("sql/refill.sql"))
-            .bind(PACKAGES_EACH)
-            .bind(i64::try_from(self.stretches)?)
-            .execute(&self.database.pool)
-            .await?;
-        self.stock = u64::from(self.owners) * DRAWS_EACH;
-        Ok(())
-    }
-
-    /// Makes keypool's tables as they were after the fill.
-    pub(crate) async fn renew(&mut self) -> anyhow::Result<()> {
-        ensure!(self.renewable, "the stock of {} owners is used up", self.owners);
-        // Foreign keys are not looked up: the rows were checked when they first came.
-        let mut statements = vec!["SET session_replication_role = replica".to_owned()];
-        for table in WRITTEN {
-            statements.push(format!("TRUNCATE {table}"));
-            statements.push(format!("INSERT INTO {table} SELECT * FROM bench.{table}"));
-        }
-        statements.push("RESET session_replication_role".to_owned());
-        statements.extend(WRITTEN.map(|table| format!("VACUUM (ANALYZE) {table}")));
-        self.database.run(&statements).await?;
-        self.stock = u64::from(self.owners) * DRAWS_EACH;
-        Ok(())
-    }
-
-    /// Makes the references' tables anew: the same packages of the same owners.
-    async fn renew_reference(&mut self) -> anyhow::Result<()> {
-        self.database
-            .run(&[
-                "TRUNCATE bench.live, bench.drawn, bench.log".to_owned(),
-                "INSERT INTO bench.live (owner, seq, key_package_ref, key_package, not_after)
-                 SELECT right(p.user_id, 6)::bigint, k.seq, k.key_package_ref, k.key_package,
-                        k.not_after
-                 FROM bench.package k JOIN pool p USING (bucket, pool_id)
-                 ORDER BY 1, 2"
-                    .to_owned(),
-                // History, as keypool's tables have it.
-                "INSERT INTO bench.drawn
-                 SELECT owner, -seq, 0, 0, now() - interval '1 hour'
-                 FROM bench.live WHERE seq <= 8"
-                    .to_owned(),
-                "INSERT INTO bench.log
-                 SELECT owner, now(), seq, 'uploaded', key_package_ref, 'owner', 0, '' FROM bench.live"
-                    .to_owned(),
-                "VACUUM (ANALYZE) bench.live, bench.drawn, bench.log".to_owned(),
-            ])
-            .await?;
-        self.reference_stock = u64::from(self.owners) * DRAWS_EACH;
-        Ok(())
-    }
-
-    /// Takes out what was uploaded by others than the filled-in owners.
-    pub(crate) async fn forget_uploads(&mut self) -> anyhow::Result<()> {
-        let mut statements = vec![format!(
-            "CREATE TEMPORARY TABLE guest AS
-             SELECT bucket, pool_id FROM pool WHERE user_id NOT LIKE '{OWNER_PREFIX}%'"
-        )];
-        for table in ["event", "published", "package", "last_resort", "pool_suite", "pool"] {
-            statements.push(format!(
-                "DELETE FROM {table} t USING guest g
-                 WHERE t.bucket = g.bucket AND t.pool_id = g.pool_id"
-            ));
-        }
-        statements.push("DROP TABLE guest".to_owned());
-        for table in ["published", "package", "pool_suite", "pool", "event"] {
-            statements.push(format!("VACUUM (ANALYZE) {table}"));
-        }
-        self.database.run(&statements).await
     }
 
     /// Reserves, and what comes then, on so many connections; at `rate` calls a second or, with
@@ -283,6 +154,24 @@ impl Site {
         let mut adders = self.connect_adders(connections, &callers, Then::Release).await?;
         let stretch = Stretch { time, operations: u64::try_from(calls)? };
         self.measured(&mut adders, stretch, None).await
+    }
+
+    /// Health checks on so many connections, each with a token of its own as Reserves have.
+    pub(crate) async fn checks(
+        &mut self,
+        connections: usize,
+        time: Duration,
+    ) -> anyhow::Result<Sample> {
+        let mut checkers = Vec::new();
+        for n in 0..connections {
+            let connection = Connection::open(self.server.address()).await?;
+            checkers.push(Checker::new(connection, authorization(&format!("checker-{n}"))?)?);
+        }
+        let before = self.spent().await?;
+        let stretch = Stretch { time, operations: u64::MAX >> 1 };
+        let mut sample = load::closed_loop(&mut checkers, stretch).await?;
+        sample.cost = self.spent().await?.since(before);
+        Ok(sample)
     }
 
     /// Uploads, each owner's packages in one call, counted in packages.
@@ -391,5 +280,21 @@ impl Cost {
             load: self.load - before.load,
             wal_bytes: self.wal_bytes - before.wal_bytes,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_server_is_measured_in_the_environment_of_the_image() {
+        let dockerfile = include_str!("../../deploy/Dockerfile");
+        let set: Vec<_> = dockerfile
+            .lines()
+            .filter_map(|line| line.strip_prefix("ENV ")?.split_once('='))
+            .filter(|(name, _)| *name != "KEYPOOL_CONFIG")
+            .collect();
+        assert_eq!(set, ENVIRONMENT);
     }
 }

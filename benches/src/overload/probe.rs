@@ -6,12 +6,7 @@ use http::HeaderValue;
 use keypool_testing::scrape::{get, metrics_address};
 use tokio::task::JoinHandle;
 
-use crate::{
-    connection::{Connection, frame},
-    machine,
-    sample::Sample,
-    site::Site,
-};
+use crate::{connection::Connection, health::Checker, machine, sample::Sample, site::Site};
 
 /// Between two looks at the health, and at the memory.
 const PROBE_INTERVAL: Duration = Duration::from_millis(50);
@@ -32,15 +27,12 @@ impl Probe {
         let metrics = metrics_address(&site.server).await;
         let (stop, mut stopped) = tokio::sync::oneshot::channel();
         let task = tokio::spawn(async move {
-            let uri = connection.uri("/grpc.health.v1.Health/Check")?;
-            let none = HeaderValue::from_static("none");
+            let checker = Checker::new(connection, HeaderValue::from_static("none"))?;
             let mut probed = Probed::default();
             while stopped.try_recv().is_err() {
                 let before = Instant::now();
-                let check = frame(&HealthCheck { service: SERVICE.into() })?;
-                match connection.send::<Health>(&uri, &none, check).await {
-                    Ok(Health { status: 1 }) => {}
-                    other => probed.checks.fault(format!("health: {other:?}")),
+                if let Err(fault) = checker.check().await {
+                    probed.checks.fault(format!("health: {fault:#}"));
                 }
                 let took = u32::try_from(before.elapsed().as_micros())?;
                 probed.checks.latencies.push(took);
@@ -64,20 +56,4 @@ impl Probe {
         let _ = self.1.send(()); // it may have failed
         self.0.await?
     }
-}
-
-const SERVICE: &str = "keypool.v1.KeyPackageService";
-
-/// `grpc.health.v1.HealthCheckRequest`.
-#[derive(Clone, PartialEq, prost::Message)]
-struct HealthCheck {
-    #[prost(string, tag = "1")]
-    service: String,
-}
-
-/// `grpc.health.v1.HealthCheckResponse`; 1 is SERVING.
-#[derive(Clone, PartialEq, prost::Message)]
-struct Health {
-    #[prost(int32, tag = "1")]
-    status: i32,
 }
