@@ -9,6 +9,7 @@ mod interleaved_revoke;
 mod interleaved_settle;
 mod interleaved_sweep;
 mod interleaved_upload;
+mod kept;
 mod lapse;
 mod order;
 mod plans;

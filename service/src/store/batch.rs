@@ -117,9 +117,18 @@ impl<J: Job> Batcher<J> {
             // First the connection, then the calls: until the very statement begins, a call can
             // be dropped, and others join.
             let connection = store.adder_connection().await;
-            let Some(batch) = lane.next() else { return };
+            let Some(batch) = lane.next() else {
+                if let Ok(unused) = connection {
+                    store.kept.keep(unused);
+                }
+                return;
+            };
             match connection {
-                Ok(mut connection) => answer(&store, &mut connection, batch).await,
+                Ok(mut connection) => {
+                    if answer(&store, &mut connection, batch).await {
+                        store.kept.keep(connection);
+                    }
+                }
                 Err(error) => fail::<J>(error, batch.into_iter().map(|waiting| waiting.answer)),
             }
         }
@@ -204,19 +213,23 @@ impl<J: Job> Drop for Lane<'_, J> {
 }
 
 /// Runs the statement and hands out the answers. When the statement fails for a reason that may
-/// lie in one of the calls, each goes alone, so that none suffers by another.
+/// lie in one of the calls, each goes alone, so that none suffers by another. Whether all went
+/// well.
 async fn answer<J: Job>(
     store: &Store,
     connection: &mut PoolConnection<Postgres>,
     batch: Vec<Waiting<J>>,
-) {
+) -> bool {
     let (jobs, calls): (Vec<J>, Vec<_>) = batch.into_iter().map(|w| (w.job, w.answer)).unzip();
     let together: Vec<&J> = jobs.iter().collect();
     match run(store, connection, &together).await {
         // Nobody listens when the call was dropped: that is no concern of the others.
-        Ok(answers) => calls.into_iter().zip(answers).for_each(|(call, answer)| {
-            let _ = call.send(Ok(answer));
-        }),
+        Ok(answers) => {
+            calls.into_iter().zip(answers).for_each(|(call, answer)| {
+                let _ = call.send(Ok(answer));
+            });
+            return true;
+        }
         Err(error)
             if jobs.len() > 1
                 && matches!(error, sqlx::Error::Database(_))
@@ -231,6 +244,7 @@ async fn answer<J: Job>(
         }
         Err(error) => fail::<J>(error, calls),
     }
+    false
 }
 
 fn fail<J: Job>(error: sqlx::Error, calls: impl IntoIterator<Item = Call<J>>) {

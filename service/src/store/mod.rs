@@ -6,6 +6,7 @@
 mod batch;
 mod diagnose;
 mod events;
+mod kept;
 mod lowest;
 mod migrate;
 mod outage;
@@ -23,12 +24,11 @@ mod sweep;
 mod upload;
 mod watch;
 
-use std::{str::FromStr as _, sync::Arc, time::Duration};
+use std::{future::Future, str::FromStr as _, sync::Arc, time::Duration};
 
 use sqlx::{
-    PgPool, Postgres,
+    PgPool,
     error::DatabaseError,
-    pool::PoolConnection,
     postgres::{PgConnectOptions, PgDatabaseError, PgPoolOptions, PgSeverity},
 };
 use time::OffsetDateTime;
@@ -40,6 +40,7 @@ use crate::{
 };
 
 use batch::Batcher;
+use kept::{Kept, Lent};
 use outage::Outage;
 use reserve_jobs::{ClientsOf, ReserveFresh, ReserveRound};
 use settle_jobs::{ReleaseCall, SpendCall, SpendHeld};
@@ -94,6 +95,9 @@ pub struct Store {
     owner_pool: PgPool,
     /// One connection that asks whether the database answers, however busy the others are.
     side_pool: PgPool,
+    /// Of adders and of owners, the connections between two statements.
+    kept: Arc<Kept>,
+    owners_kept: Arc<Kept>,
     clock: Arc<dyn Clock>,
     outage: Outage,
     /// After this a statement that was sent is not waited for any more: its connection is dead.
@@ -164,7 +168,8 @@ impl Store {
         };
         let most = options.max_connections;
         let pool = connections(most).connect_lazy_with(connect.clone());
-        let owner_pool = connections((most / 2).max(1)).connect_lazy_with(connect.clone());
+        let owners = (most / 2).max(1);
+        let owner_pool = connections(owners).connect_lazy_with(connect.clone());
         let side_pool = PgPoolOptions::new()
             .max_connections(1)
             .acquire_timeout(options.acquire_timeout)
@@ -173,6 +178,8 @@ impl Store {
             pool,
             owner_pool,
             side_pool,
+            kept: Arc::new(Kept::of(most)),
+            owners_kept: Arc::new(Kept::of(owners)),
             clock,
             outage,
             patience: options.statement_timeout + PING_TIMEOUT,
@@ -253,12 +260,12 @@ impl Store {
 
     /// Sets the gauges of the connections.
     pub fn measure_connections(&self) {
-        for (name, pool) in [
-            (Connections::Adders, &self.pool),
-            (Connections::Owners, &self.owner_pool),
-            (Connections::Health, &self.side_pool),
+        for (name, pool, kept) in [
+            (Connections::Adders, &self.pool, self.kept.len()),
+            (Connections::Owners, &self.owner_pool, self.owners_kept.len()),
+            (Connections::Health, &self.side_pool, 0),
         ] {
-            let idle = pool.num_idle();
+            let idle = pool.num_idle() + kept;
             let used = (pool.size() as usize).saturating_sub(idle);
             let name = ("db_client_connection_pool_name", name.as_str());
             for (state, count) in [("idle", idle), ("used", used)] {
@@ -271,17 +278,21 @@ impl Store {
     }
 
     /// A connection for a statement that serves many adders' calls.
-    async fn adder_connection(&self) -> Result<PoolConnection<Postgres>, sqlx::Error> {
-        acquire(Connections::Adders, &self.pool).await
+    async fn adder_connection(&self) -> Result<Lent, sqlx::Error> {
+        let connection = self.kept.or_from_pool(&self.outage, self.pool.acquire());
+        acquired(Connections::Adders, connection).await
     }
 
     /// A connection for an owner's call.
-    async fn owner_connection(&self) -> Result<PoolConnection<Postgres>, sqlx::Error> {
-        acquire(Connections::Owners, &self.owner_pool).await
+    async fn owner_connection(&self) -> Result<Lent, sqlx::Error> {
+        let connection = self.owners_kept.or_from_pool(&self.outage, self.owner_pool.acquire());
+        acquired(Connections::Owners, connection).await
     }
 
     /// Closes all connections once their statements are done.
     pub async fn close(&self) {
+        self.kept.close();
+        self.owners_kept.close();
         self.side_pool.close().await;
         self.owner_pool.close().await;
         self.pool.close().await;
@@ -326,11 +337,11 @@ impl Store {
     }
 }
 
-async fn acquire(
+async fn acquired<T>(
     name: Connections,
-    pool: &PgPool,
-) -> Result<PoolConnection<Postgres>, sqlx::Error> {
-    let acquired = waiting_for_connection(name, pool.acquire()).await;
+    acquire: impl Future<Output = Result<T, sqlx::Error>>,
+) -> Result<T, sqlx::Error> {
+    let acquired = waiting_for_connection(name, acquire).await;
     if matches!(acquired, Err(sqlx::Error::PoolTimedOut)) {
         metrics().connection_timeouts.count(name);
     }

@@ -45,7 +45,9 @@ impl Store {
     pub async fn status(&self, owner: &ClientKey, lapse: LapsePolicy) -> Result<PoolCounts, Error> {
         let connection = self.owner_connection().await;
         let mut connection = connection.map_err(|error| self.error(error))?;
-        self.status_on(&mut *connection, owner, lapse).await
+        let counts = self.status_on(&mut **connection, owner, lapse).await?;
+        self.owners_kept.keep(connection);
+        Ok(counts)
     }
 
     pub(super) async fn status_on(

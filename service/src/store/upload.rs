@@ -108,6 +108,7 @@ impl Store {
             }
         }
         transaction.commit().await?;
+        self.owners_kept.keep(connection);
         revoked.iter().for_each(RevokedRow::count);
         Ok(outcomes)
     }

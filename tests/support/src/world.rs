@@ -70,9 +70,14 @@ impl World {
         let now = i64::try_from(NOW).expect("a time");
         let now = OffsetDateTime::from_unix_timestamp(now).expect("a time");
         let clock = ManualClock::at(now);
-        let a = replica(&database, &clock, policy.clone()).await;
-        let b = replica(&database, &clock, policy).await;
+        let a = replica(&database, &clock, policy.clone(), 8).await;
+        let b = replica(&database, &clock, policy, 8).await;
         Self { clock, database, a, b }
+    }
+
+    /// One more replica with the default policy, which has so many connections for adders.
+    pub async fn replica(&self, connections: u32) -> KeyPool {
+        replica(&self.database, &self.clock, PoolPolicy::default(), connections).await
     }
 
     /// The time in seconds since 1970.
@@ -184,10 +189,15 @@ impl World {
     }
 }
 
-async fn replica(database: &TestDatabase, clock: &ManualClock, policy: PoolPolicy) -> KeyPool {
+async fn replica(
+    database: &TestDatabase,
+    clock: &ManualClock,
+    policy: PoolPolicy,
+    max_connections: u32,
+) -> KeyPool {
     let options = StoreOptions {
         url: database.url().to_owned(),
-        max_connections: 8,
+        max_connections,
         acquire_timeout: PATIENCE,
         statement_timeout: PATIENCE,
     };

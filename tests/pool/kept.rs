@@ -1,0 +1,97 @@
+//! A connection goes from one statement to the next, and keeps nobody waiting for it.
+
+use std::time::{Duration, Instant};
+
+use keypool_service::domain::ids::ClientKey;
+use keypool_testing::world::{World, all, ask, client, join, only, spawn};
+
+/// So long at most a connection goes from hand to hand before the pool gets it back.
+const AWAY: Duration = Duration::from_secs(1);
+
+fn adder(n: usize) -> ClientKey {
+    client(&format!("adder-{n}"), "1")
+}
+
+fn owner(n: usize) -> ClientKey {
+    client(&format!("owner-{n}"), "1")
+}
+
+/// Holds what the next Reserve of this owner's pool by somebody who drew from it waits for.
+fn hold(owner: &str) -> String {
+    format!(
+        "SELECT FROM draw JOIN pool USING (bucket, pool_id) WHERE user_id = '{owner}'
+         FOR UPDATE OF draw"
+    )
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_call_after_the_other_needs_one_connection() {
+    const CALLS: usize = 10;
+    for _ in 0..50 {
+        let world = World::new().await;
+        for n in 0..CALLS {
+            world.stock(&owner(n), 1).await;
+        }
+        let began = Instant::now();
+        for n in 0..CALLS {
+            world.reserve(&adder(n), &owner(n)).await;
+        }
+        if began.elapsed() < AWAY {
+            let busy = "SELECT count(*) FROM pg_stat_activity
+                        WHERE datname = current_database() AND application_name = 'keypool'
+                          AND query LIKE '-- Reserves the next package%'";
+            assert_eq!(world.number(busy).await, 1);
+            return;
+        }
+    }
+    panic!("the machine is too slow to see it");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_waits_for_a_connection_gets_the_first_that_is_done() {
+    let world = World::new().await;
+    let pool = world.replica(2).await;
+    let mut reservations = Vec::new();
+    for n in 0..3 {
+        world.stock(&owner(n), 2).await;
+        reservations.push(only(pool.reserve(&adder(n), &ask(&[&owner(n)])).await.unwrap()));
+    }
+    // Both connections are taken by Reserves that wait.
+    let mut held = Vec::new();
+    let mut waiting = Vec::new();
+    for (n, statements) in (0..2).zip(1..) {
+        held.push(world.by_hand(&[&hold(owner(n).user.as_str())]).await);
+        let pool = pool.clone();
+        waiting.push(spawn(async move { pool.reserve(&adder(n), &ask(&[&owner(n)])).await }));
+        world.until_waiting(statements).await;
+    }
+    let id = reservations.remove(2).id;
+    let release = spawn({
+        let pool = pool.clone();
+        async move { pool.release(&adder(2), &[id]).await }
+    });
+    held.pop().unwrap().rollback().await.unwrap();
+    drop(all(join(waiting.pop().unwrap()).await.unwrap()));
+    // The other Reserve goes on waiting.
+    assert_eq!(join(release).await.unwrap().len(), 1);
+    held.pop().unwrap().rollback().await.unwrap();
+    drop(all(join(waiting.pop().unwrap()).await.unwrap()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_kept_is_not_kept_from_others() {
+    let world = World::new().await;
+    for connections in [1, 2, 3] {
+        let pool = world.replica(connections).await;
+        let owner = client(&format!("owner-of-{connections}"), "1");
+        world.stock(&owner, 1).await;
+        only(pool.reserve(&adder(0), &ask(&[&owner])).await.unwrap());
+        // Takes connections of the same pool, one for each of its parts.
+        let sweep = spawn({
+            let pool = pool.clone();
+            async move { pool.sweep(&keypool_service::pool::SweepPolicy::default()).await }
+        });
+        join(sweep).await.unwrap();
+        join(spawn(async move { pool.store().close().await })).await;
+    }
+}
