@@ -25,8 +25,10 @@ fn hold(owner: &str) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn one_call_after_the_other_needs_one_connection() {
-    const CALLS: usize = 10;
+async fn calls_one_after_the_other_use_the_same_connections() {
+    const CALLS: usize = 20;
+    /// A call may come before the statement of the one before has let go of its connection.
+    const BUSY: i64 = 2;
     for _ in 0..50 {
         let world = World::new().await;
         for n in 0..CALLS {
@@ -40,7 +42,7 @@ async fn one_call_after_the_other_needs_one_connection() {
             let busy = "SELECT count(*) FROM pg_stat_activity
                         WHERE datname = current_database() AND application_name = 'keypool'
                           AND query LIKE '-- Reserves the next package%'";
-            assert_eq!(world.number(busy).await, 1);
+            assert!((1..=BUSY).contains(&world.number(busy).await));
             return;
         }
     }

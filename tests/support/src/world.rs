@@ -75,9 +75,11 @@ impl World {
         Self { clock, database, a, b }
     }
 
-    /// One more replica with the default policy, which has so many connections for adders.
+    /// One more replica with the default policy, but without fair share, which has so many
+    /// connections for adders.
     pub async fn replica(&self, connections: u32) -> KeyPool {
-        replica(&self.database, &self.clock, PoolPolicy::default(), connections).await
+        let policy = PoolPolicy { fair_share: false, ..PoolPolicy::default() };
+        replica(&self.database, &self.clock, policy, connections).await
     }
 
     /// The time in seconds since 1970.
