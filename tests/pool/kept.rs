@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use keypool_service::domain::ids::ClientKey;
-use keypool_testing::world::{World, all, ask, client, join, only, spawn};
+use keypool_testing::world::{World, all, ask, client, group, join, join_all, only, spawn};
 
 /// So long at most a connection goes from hand to hand before the pool gets it back.
 const AWAY: Duration = Duration::from_secs(1);
@@ -24,25 +24,47 @@ fn hold(owner: &str) -> String {
     )
 }
 
+/// The pool would hand out the connection that has rested longest: one after the other, all of them.
 #[tokio::test(flavor = "multi_thread")]
-async fn calls_one_after_the_other_use_the_same_connections() {
-    const CALLS: usize = 20;
-    /// A call may come before the statement of the one before has let go of its connection.
-    const BUSY: i64 = 2;
+async fn one_call_after_the_other_takes_what_the_last_one_had() {
+    const CONNECTIONS: i64 = 4;
     for _ in 0..50 {
         let world = World::new().await;
-        for n in 0..CALLS {
+        let mut ids = Vec::new();
+        for n in 0..4 {
+            world.stock(&owner(n), 2).await;
+            ids.push(world.reserve(&adder(n), &owner(n)).await.id);
+        }
+        for n in 4..30 {
             world.stock(&owner(n), 1).await;
         }
+        // As many connections as there are statements that wait: two Spends and two Releases.
+        let held = world.by_hand(&["SELECT FROM package FOR UPDATE"]).await;
+        let mut waiting = Vec::new();
+        for (id, statements) in ids.into_iter().zip(1..) {
+            let pool = world.a.clone();
+            waiting.push(spawn(async move {
+                match statements {
+                    1 | 2 => {
+                        drop(pool.spend(&adder(statements - 1), &[id], &group(1)).await.unwrap())
+                    }
+                    _ => drop(pool.release(&adder(statements - 1), &[id]).await.unwrap()),
+                }
+            }));
+            world.until_waiting(i64::try_from(statements).unwrap()).await;
+        }
+        held.rollback().await.unwrap();
+        join_all(waiting).await;
         let began = Instant::now();
-        for n in 0..CALLS {
+        for n in 4..30 {
             world.reserve(&adder(n), &owner(n)).await;
         }
         if began.elapsed() < AWAY {
             let busy = "SELECT count(*) FROM pg_stat_activity
                         WHERE datname = current_database() AND application_name = 'keypool'
                           AND query LIKE '-- Reserves the next package%'";
-            assert!((1..=BUSY).contains(&world.number(busy).await));
+            let busy = world.number(busy).await;
+            assert!((1..CONNECTIONS).contains(&busy), "{busy}");
             return;
         }
     }

@@ -131,6 +131,10 @@ impl<J: Job> Batcher<J> {
                 }
                 Err(error) => fail::<J>(error, batch.into_iter().map(|waiting| waiting.answer)),
             }
+            // Takes no connection for nothing.
+            if lane.is_done() {
+                return;
+            }
         }
     }
 
@@ -196,10 +200,23 @@ impl<J: Job> Lane<'_, J> {
         let mut queue = self.batcher.lock();
         let batch = queue.take();
         if batch.is_none() {
-            queue.in_flight -= 1;
-            self.free = true;
+            self.free(&mut queue);
         }
         batch
+    }
+
+    /// Whether nobody waits. Then the lane is free, in one step, too.
+    fn is_done(&mut self) -> bool {
+        let mut queue = self.batcher.lock();
+        if queue.waiting.is_empty() {
+            self.free(&mut queue);
+        }
+        self.free
+    }
+
+    fn free(&mut self, queue: &mut Queue<J>) {
+        queue.in_flight -= 1;
+        self.free = true;
     }
 }
 
