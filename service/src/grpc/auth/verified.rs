@@ -131,17 +131,14 @@ mod tests {
     #[test]
     fn its_memory_is_taken_once() {
         let tokens = VerifiedTokens::default();
-        let fill = |round: usize| {
-            for number in 0..REMEMBERED {
-                tokens.put(token(round * REMEMBERED + number), 0, verified(100));
-            }
+        for number in 0..2 * REMEMBERED {
+            tokens.put(token(number), 0, verified(100));
+        }
+        for number in 2 * REMEMBERED..5 * REMEMBERED {
+            tokens.put(token(number), 0, verified(100));
             let memory = tokens.lock();
-            (memory.young.capacity(), memory.old.capacity())
-        };
-        fill(0);
-        let (young, old) = fill(1);
-        for round in 2..10 {
-            assert_eq!(fill(round), if round % 2 == 0 { (old, young) } else { (young, old) });
+            // Also when the young ones have just become old.
+            assert!(memory.young.capacity() >= REMEMBERED, "{}", memory.young.capacity());
         }
     }
 }
