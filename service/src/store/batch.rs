@@ -1,8 +1,9 @@
 //! Calls that wait for the database go there together.
 //!
-//! What queues up while statements are in flight goes into the next one; a call that finds a lane
-//! free goes at once. Nothing waits for a timer. A statement for many calls costs hardly more than
-//! one for a single call, and one commit makes all of them durable.
+//! What queues up while statements are in flight goes into the next one: when one of them is done or,
+//! where a lane is free, once it is as much as they carry. A call that finds nothing in flight goes at
+//! once. Nothing waits for a timer. A statement for many calls costs hardly more than one for a single
+//! call, and one commit makes all of them durable.
 
 use std::{
     collections::{HashSet, VecDeque},
@@ -23,7 +24,8 @@ use crate::{domain::error::Error, metrics::Batches};
 /// How many rows one statement handles, or one call when that is more. What a single core of the
 /// database does in some ten milliseconds: beyond that, calls wait longer and nothing is won.
 const MAX_ROWS: usize = 128;
-/// How many statements of one kind are in flight. One works while another one's commit is written.
+/// How many statements of one kind are in flight. One works while another one's commit is written,
+/// and while the calls of another one are answered.
 const LANES: usize = 2;
 /// How often a batch that lost a race starts over before its calls go one by one.
 const MAX_TRIES: u32 = 4;
@@ -62,6 +64,8 @@ pub(super) struct Batcher<J: Job>(Arc<Mutex<Queue<J>>>);
 #[derive(Debug)]
 struct Queue<J: Job> {
     waiting: VecDeque<Waiting<J>>,
+    /// Lanes that are taken, and the calls of their statements.
+    lanes: usize,
     in_flight: usize,
     batches: Batches,
 }
@@ -80,6 +84,7 @@ impl<J: Job> Default for Batcher<J> {
     fn default() -> Self {
         Self(Arc::new(Mutex::new(Queue {
             waiting: VecDeque::new(),
+            lanes: 0,
             in_flight: 0,
             batches: Batches::new(J::STATEMENT),
         })))
@@ -112,7 +117,7 @@ impl<J: Job> Batcher<J> {
 
     /// Runs what has queued up, again and again until nothing has.
     async fn fly(self, store: Store) {
-        let mut lane = Lane { batcher: &self, free: false };
+        let mut lane = Lane { batcher: &self, calls: 0, free: false };
         loop {
             // First the connection, then the calls: until the very statement begins, a call can
             // be dropped, and others join.
@@ -132,7 +137,7 @@ impl<J: Job> Batcher<J> {
                 Err(error) => fail::<J>(error, batch.into_iter().map(|waiting| waiting.answer)),
             }
             // Takes no connection for nothing.
-            if lane.is_done() {
+            if lane.land() {
                 return;
             }
         }
@@ -145,12 +150,21 @@ impl<J: Job> Batcher<J> {
 }
 
 impl<J: Job> Queue<J> {
-    /// Puts a call into the queue. Whether there is a lane for it that was free.
+    /// Puts a call into the queue. Whether a lane was taken for it that was free.
     fn queue(&mut self, call: Waiting<J>) -> bool {
         self.waiting.push_back(call);
-        let free = self.in_flight < LANES;
-        self.in_flight += usize::from(free);
-        free
+        let begins = self.lanes < LANES && self.is_due(self.lanes);
+        self.lanes += usize::from(begins);
+        begins
+    }
+
+    /// Whether what waits goes now, while so many lanes are taken by others: when there are none, or
+    /// as many calls wait as are in flight. Or else the first few that come back from a large statement
+    /// would be the next one, and many statements would be small. With none in flight the other lane
+    /// has yet to begin its statement, and takes what waits.
+    fn is_due(&self, others: usize) -> bool {
+        let enough = self.in_flight > 0 && self.waiting.len() >= self.in_flight;
+        !self.waiting.is_empty() && (others == 0 || enough)
     }
 
     /// The calls that go next, first come, first served; what may not go with them stays, in its
@@ -190,6 +204,8 @@ impl<J: Job> Queue<J> {
 /// One of the places for a statement in flight.
 struct Lane<'a, J: Job> {
     batcher: &'a Batcher<J>,
+    /// The calls of its statement.
+    calls: usize,
     free: bool,
 }
 
@@ -199,23 +215,30 @@ impl<J: Job> Lane<'_, J> {
     fn next(&mut self) -> Option<Vec<Waiting<J>>> {
         let mut queue = self.batcher.lock();
         let batch = queue.take();
-        if batch.is_none() {
-            self.free(&mut queue);
+        match &batch {
+            Some(batch) => {
+                self.calls = batch.len();
+                queue.in_flight += self.calls;
+            }
+            None => self.free(&mut queue),
         }
         batch
     }
 
-    /// Whether nobody waits. Then the lane is free, in one step, too.
-    fn is_done(&mut self) -> bool {
+    /// Its statement is done. Whether nothing is due that it could take next: then it is free, in one
+    /// step, too, and what waits is left to another lane.
+    fn land(&mut self) -> bool {
         let mut queue = self.batcher.lock();
-        if queue.waiting.is_empty() {
+        queue.in_flight -= std::mem::take(&mut self.calls);
+        if !queue.is_due(queue.lanes - 1) {
             self.free(&mut queue);
         }
         self.free
     }
 
     fn free(&mut self, queue: &mut Queue<J>) {
-        queue.in_flight -= 1;
+        queue.lanes -= 1;
+        queue.in_flight -= std::mem::take(&mut self.calls);
         self.free = true;
     }
 }
@@ -224,7 +247,7 @@ impl<J: Job> Drop for Lane<'_, J> {
     /// Also when a statement's answer made it panic.
     fn drop(&mut self) {
         if !self.free {
-            self.batcher.lock().in_flight -= 1;
+            self.free(&mut self.batcher.lock());
         }
     }
 }
@@ -292,3 +315,6 @@ async fn run<J: Job>(
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
