@@ -47,6 +47,9 @@ pub(crate) struct Arguments {
     /// Reserve and Spend pairs before churn is measured
     #[arg(long, value_name = "PAIRS")]
     pub(crate) churn: Option<u64>,
+    /// Serve and call over TLS, which is in front of keypool otherwise
+    #[arg(long)]
+    pub(crate) tls: bool,
     /// Settings of the server beside the defaults, as in --set database.max_connections=4
     #[arg(long, value_name = "KEY=TOML")]
     pub(crate) set: Vec<String>,

@@ -1,25 +1,63 @@
 //! gRPC calls over one HTTP/2 connection, as cheaply as a client can make them: the load generator
 //! shares its cores with what it measures.
 
-use std::{fmt, net::SocketAddr, time::Duration};
+use std::{fmt, net::SocketAddr, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use bytes::{BufMut as _, Bytes, BytesMut};
 use h2::{Reason, RecvStream, client::SendRequest};
 use http::{HeaderMap, HeaderValue, Method, Request, Uri, header};
 use prost::Message;
-use tokio::net::TcpStream;
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::TcpStream,
+};
+use tokio_rustls::{
+    TlsConnector,
+    rustls::{
+        ClientConfig, RootCertStore,
+        crypto::aws_lc_rs::default_provider,
+        pki_types::{CertificateDer, ServerName, pem::PemObject as _},
+    },
+};
 
 /// A call that takes longer is an error.
 const DEADLINE: Duration = Duration::from_secs(30);
 /// The length of a gRPC message's prefix: compressed or not, and its length.
 const PREFIX: usize = 5;
 
+/// Where keypool listens.
+#[derive(Clone)]
+pub(crate) struct Peer {
+    address: SocketAddr,
+    /// How to speak TLS with it, where it does.
+    tls: Option<(TlsConnector, ServerName<'static>)>,
+}
+
+impl Peer {
+    pub(crate) fn plain(address: SocketAddr) -> Self {
+        Self { address, tls: None }
+    }
+
+    /// One that shows a certificate of this name, by a CA whose own is in `ca`, PEM.
+    pub(crate) fn secured(address: SocketAddr, name: &str, ca: &str) -> anyhow::Result<Self> {
+        let mut roots = RootCertStore::empty();
+        roots.add(CertificateDer::from_pem_slice(ca.as_bytes())?)?;
+        let mut config = ClientConfig::builder_with_provider(Arc::new(default_provider()))
+            .with_safe_default_protocol_versions()?
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        config.alpn_protocols = vec![b"h2".to_vec()];
+        let name = ServerName::try_from(name.to_owned())?;
+        Ok(Self { address, tls: Some((TlsConnector::from(Arc::new(config)), name)) })
+    }
+}
+
 /// One connection to keypool. Clones share it.
 #[derive(Clone)]
 pub(crate) struct Connection {
     sender: SendRequest<Bytes>,
-    address: SocketAddr,
+    peer: Peer,
 }
 
 /// What a call was answered with instead of a message.
@@ -54,17 +92,14 @@ impl Refusal {
 }
 
 impl Connection {
-    pub(crate) async fn open(address: SocketAddr) -> anyhow::Result<Self> {
-        let stream = TcpStream::connect(address).await.context("connecting to keypool")?;
+    pub(crate) async fn open(peer: &Peer) -> anyhow::Result<Self> {
+        let stream = TcpStream::connect(peer.address).await.context("connecting to keypool")?;
         stream.set_nodelay(true)?;
-        let (sender, connection) = h2::client::Builder::new()
-            .initial_window_size(1 << 20)
-            .initial_connection_window_size(1 << 20)
-            .handshake(stream)
-            .await?;
-        // Its errors reach the calls.
-        tokio::spawn(connection);
-        Ok(Self { sender, address })
+        let sender = match &peer.tls {
+            None => begin(stream).await?,
+            Some((tls, name)) => begin(tls.connect(name.clone(), stream).await?).await?,
+        };
+        Ok(Self { sender, peer: peer.clone() })
     }
 
     /// Calls a method of the service; `token` is the whole `authorization` header. When the server
@@ -79,7 +114,7 @@ impl Connection {
         let frame = frame(message)?;
         match self.send(&uri, token, frame.clone()).await {
             Err(error) if was_told_to_go(&error) => {
-                *self = Self::open(self.address).await?;
+                *self = Self::open(&self.peer).await?;
                 self.send(&uri, token, frame).await
             }
             answer => answer,
@@ -88,7 +123,8 @@ impl Connection {
 
     /// The URI of a method, to be used again.
     pub(crate) fn uri(&self, path: &str) -> anyhow::Result<Uri> {
-        let uri = Uri::builder().scheme("http").authority(self.address.to_string());
+        let scheme = if self.peer.tls.is_some() { "https" } else { "http" };
+        let uri = Uri::builder().scheme(scheme).authority(self.peer.address.to_string());
         Ok(uri.path_and_query(path).build()?)
     }
 
@@ -143,6 +179,20 @@ impl Connection {
         check(response.headers())?;
         Ok(response.into_body())
     }
+}
+
+async fn begin<S>(stream: S) -> Result<SendRequest<Bytes>, h2::Error>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let (sender, connection) = h2::client::Builder::new()
+        .initial_window_size(1 << 20)
+        .initial_connection_window_size(1 << 20)
+        .handshake(stream)
+        .await?;
+    // Its errors reach the calls.
+    tokio::spawn(connection);
+    Ok(sender)
 }
 
 /// Whether the call was not begun, because its connection was told to go (GOAWAY).

@@ -26,7 +26,7 @@ pub(crate) async fn rows(arguments: &Arguments, postgres: &Postgres) -> anyhow::
     sizes.sort_unstable();
     let mut sites = Vec::new();
     for (n, &owners) in sizes.iter().enumerate() {
-        let plan = Plan { owners, renewable: n == 0, settings: &arguments.set };
+        let plan = Plan { owners, renewable: n == 0, settings: &arguments.set, tls: arguments.tls };
         let site = Site::open(postgres, &format!("owners_{owners}"), &plan).await?;
         println!("\n{owners} owners\n{}", sizes_of_tables(&site.database).await?);
         sites.push(site);
@@ -68,7 +68,12 @@ async fn churn(
     postgres: &Postgres,
     fresh: &mut Site,
 ) -> anyhow::Result<Row> {
-    let plan = Plan { owners: fresh.owners, renewable: false, settings: &arguments.set };
+    let plan = Plan {
+        owners: fresh.owners,
+        renewable: false,
+        settings: &arguments.set,
+        tls: arguments.tls,
+    };
     let mut site = Site::open(postgres, "churned", &plan).await?;
     println!("\nbefore churn\n{}", sizes_of_tables(&site.database).await?);
     let mut faults = Sample::default();

@@ -13,12 +13,12 @@ use tokio::{
     task::JoinSet,
 };
 
-use crate::sample::Sample;
+use crate::{connection::Refusal, sample::Sample};
 
 /// What one connection does over and over.
 pub(crate) trait Work: Send + 'static {
-    /// One operation; answers what it counts as. An error is a fault of what is measured: a
-    /// refusal, a wrong answer.
+    /// One operation; answers what it counts as. An error is a fault of what is measured, such as a
+    /// wrong answer, unless it is a [`Refusal`] for too much load.
     fn operate(&mut self) -> impl Future<Output = anyhow::Result<u64>> + Send;
 }
 
@@ -107,8 +107,14 @@ fn record(sample: &mut Sample, outcome: anyhow::Result<u64>, since: Instant) {
             let microseconds = since.elapsed().as_micros();
             sample.latencies.push(u32::try_from(microseconds).unwrap_or(u32::MAX));
         }
+        Err(refusal) if is_refused(&refusal) => sample.refused += 1,
         Err(fault) => sample.fault(format!("{fault:#}")),
     }
+}
+
+/// Whether the server was too busy for the call.
+fn is_refused(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<Refusal>().is_some_and(Refusal::is_exhausted)
 }
 
 async fn gather<W: Work>(

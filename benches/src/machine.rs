@@ -72,6 +72,14 @@ pub(crate) fn memory_kib(pid: u32) -> anyhow::Result<(u64, u64)> {
     Ok((value("VmRSS:")?, value("VmHWM:")?))
 }
 
+/// The memory of the machine, bytes.
+pub(crate) fn memory_bytes() -> anyhow::Result<u64> {
+    let meminfo = fs::read_to_string("/proc/meminfo")?;
+    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemTotal:"));
+    let kib = line.and_then(|line| line.trim().strip_suffix(" kB")).context("no MemTotal")?;
+    Ok(kib.trim().parse::<u64>()? * 1024)
+}
+
 /// How many bytes are free where `path` lies.
 pub(crate) fn free_bytes(path: &Path) -> anyhow::Result<u64> {
     let output = Command::new("df").arg("-Pk").arg(path).output().context("running df")?;

@@ -57,7 +57,8 @@ async fn main() -> anyhow::Result<ExitCode> {
         machine::cores(),
         if cfg!(debug_assertions) { "debug" } else { "release" },
     );
-    for setting in arguments.postgres.iter().chain(&arguments.set) {
+    let tls = arguments.tls.then(|| "TLS".to_owned());
+    for setting in arguments.postgres.iter().chain(&arguments.set).chain(&tls) {
         println!("not as usual: {setting}");
     }
     if arguments.overload {
@@ -98,7 +99,7 @@ async fn measure(
         return growth::rows(arguments, postgres).await;
     }
     let owners = arguments.sizes().first().copied().context("a size")?;
-    let plan = Plan { owners, renewable: true, settings: &arguments.set };
+    let plan = Plan { owners, renewable: true, settings: &arguments.set, tls: arguments.tls };
     let mut site = Site::open(postgres, "keypool", &plan).await?;
     eprintln!("{owners} owners are there");
     let mut bench = Bench { arguments, postgres, pgbench, site: &mut site };

@@ -96,7 +96,7 @@ impl Bench {
         let calls = self.calls.make(calls)?;
         let mut connections = Vec::new();
         for _ in 0..CONNECTIONS {
-            connections.push(Connection::open(self.site.server.address()).await?);
+            connections.push(Connection::open(&self.site.peer).await?);
         }
         let probe = Probe::start(&self.site).await?;
         let before = self.site.spent().await?;
@@ -194,7 +194,7 @@ pub(crate) async fn measure(arguments: &Arguments, postgres: &Postgres) -> anyho
         .collect();
     settings.push("limits.rate_limits=true".to_owned());
     settings.extend(arguments.set.iter().cloned());
-    let plan = Plan { owners, renewable: true, settings: &settings };
+    let plan = Plan { owners, renewable: true, settings: &settings, tls: arguments.tls };
     let site = Site::open(postgres, "keypool", &plan).await?;
     eprintln!("{owners} owners are there");
     let calls = Calls::new(owners, clients)?;

@@ -27,6 +27,9 @@ pub(crate) struct Row {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) promises_ratio: Option<f64>,
     pub(crate) rounds: usize,
+    /// Calls that were refused, as there were more callers than places.
+    #[serde(skip_serializing_if = "is_none")]
+    pub(crate) refused: u64,
     /// What was wrong, and how often.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub(crate) faults: BTreeMap<String, u64>,
@@ -61,6 +64,11 @@ impl Figures {
             wal_bytes_per_op: of(&|sample| sample.cost_each().wal_bytes),
         })
     }
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref)] // what serde calls it with
+fn is_none(count: &u64) -> bool {
+    *count == 0
 }
 
 /// The reference's figures have its name before theirs.
@@ -134,6 +142,7 @@ impl Row {
             promises_ops_per_s: None,
             promises_ratio: None,
             rounds: keypool.len(),
+            refused: keypool.iter().map(|sample| sample.refused).sum(),
             faults,
         }
     }
@@ -204,6 +213,9 @@ pub(crate) fn table(rows: &[Row]) -> String {
             shown(of(|f| f.postgres_cpu_us), 0),
             shown(of(|f| f.wal_bytes_per_op), 0),
         );
+        if row.refused > 0 {
+            let _ = writeln!(text, "    refused as overloaded, {} times", row.refused);
+        }
         for (fault, times) in &row.faults {
             let _ = writeln!(text, "    WRONG, {times} times: {fault}");
         }

@@ -10,6 +10,8 @@ pub(crate) struct Sample {
     pub(crate) elapsed: Duration,
     /// Of each call, microseconds, in no order.
     pub(crate) latencies: Vec<u32>,
+    /// Calls that were refused, as more came at once than the server has places for.
+    pub(crate) refused: u64,
     /// What was wrong, and how often.
     pub(crate) faults: BTreeMap<String, u64>,
     /// What the stretch cost with all that was done in it, counted or not.
@@ -58,11 +60,20 @@ impl Sample {
         *self.faults.entry(fault.into()).or_default() += 1;
     }
 
+    /// The refused calls as faults, where there were to be none.
+    pub(crate) fn refusals(&self) -> BTreeMap<String, u64> {
+        (self.refused > 0)
+            .then(|| ("refused as overloaded".to_owned(), self.refused))
+            .into_iter()
+            .collect()
+    }
+
     /// Takes what another worker of the same stretch did.
     pub(crate) fn join(&mut self, other: Self) {
         self.operations += other.operations;
         self.all_operations += other.all_operations;
         self.latencies.extend(other.latencies);
+        self.refused += other.refused;
         for (fault, times) in other.faults {
             *self.faults.entry(fault).or_default() += times;
         }

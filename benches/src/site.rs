@@ -7,11 +7,14 @@ use std::{path::Path, time::Duration};
 
 use anyhow::{Context as _, ensure};
 use keypool_service::store::MIGRATOR;
-use keypool_testing::server::{Server, ServerOptions};
+use keypool_testing::{
+    server::{Server, ServerOptions},
+    tls::{Ca, SERVER_NAME, TlsFolder},
+};
 
 use crate::{
     callers::{Adder, Callers, Then, Uploader, Uploads, authorization, handed_out_twice},
-    connection::Connection,
+    connection::{Connection, Peer},
     health::Checker,
     load::{self, Stretch},
     machine,
@@ -45,11 +48,15 @@ pub(crate) struct Plan<'a> {
     pub(crate) renewable: bool,
     /// Settings of the server, KEY=TOML.
     pub(crate) settings: &'a [String],
+    pub(crate) tls: bool,
 }
 
 pub(crate) struct Site {
     pub(crate) database: Database,
     pub(crate) server: Server,
+    pub(crate) peer: Peer,
+    /// The server's certificate, where it has one.
+    _certificate: Option<TlsFolder>,
     pub(crate) owners: u32,
     renewable: bool,
     postmaster: u32,
@@ -86,11 +93,24 @@ impl Site {
             options = options.set(String::leak(key.to_owned()), value);
         }
         let url = database.service_url();
-        let server = Server::on_with_environment(&url, &options, &ENVIRONMENT).await;
+        let (server, peer, certificate) = if plan.tls {
+            let ca = Ca::new();
+            let folder = TlsFolder::of(&ca);
+            let options = folder.configure(options).text("tls.reload_interval", "1m");
+            let server = Server::with_tls_on(&url, &options, ca.trusted(), &ENVIRONMENT).await;
+            let peer = Peer::secured(server.address(), SERVER_NAME, &ca.pem)?;
+            (server, peer, Some(folder))
+        } else {
+            let server = Server::on_with_environment(&url, &options, &ENVIRONMENT).await;
+            let peer = Peer::plain(server.address());
+            (server, peer, None)
+        };
         let stock = u64::from(plan.owners) * DRAWS_EACH;
         let mut site = Self {
             database,
             server,
+            peer,
+            _certificate: certificate,
             owners: plan.owners,
             renewable: plan.renewable,
             postmaster: postgres.postmaster,
@@ -164,7 +184,7 @@ impl Site {
     ) -> anyhow::Result<Sample> {
         let mut checkers = Vec::new();
         for n in 0..connections {
-            let connection = Connection::open(self.server.address()).await?;
+            let connection = Connection::open(&self.peer).await?;
             checkers.push(Checker::new(connection, authorization(&format!("checker-{n}"))?)?);
         }
         let before = self.spent().await?;
@@ -188,7 +208,7 @@ impl Site {
         let uploads = std::sync::Arc::new(Uploads { publishers, next: 0.into() });
         let mut uploaders = Vec::new();
         for _ in 0..connections {
-            let connection = Connection::open(self.server.address()).await?;
+            let connection = Connection::open(&self.peer).await?;
             uploaders.push(Uploader { connection, uploads: uploads.clone() });
         }
         let stretch = Stretch { time: Duration::from_secs(600), operations };
@@ -236,7 +256,7 @@ impl Site {
     ) -> anyhow::Result<Vec<Adder>> {
         let mut adders = Vec::new();
         for _ in 0..connections {
-            let connection = Connection::open(self.server.address()).await?;
+            let connection = Connection::open(&self.peer).await?;
             adders.push(Adder::new(connection, callers.clone(), then));
         }
         Ok(adders)

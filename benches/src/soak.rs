@@ -83,7 +83,7 @@ pub(crate) async fn measure(arguments: &Arguments, postgres: &Postgres) -> anyho
     let owners = arguments.owners.first().copied().unwrap_or(default_owners);
     let mut settings = settings();
     settings.extend(arguments.set.iter().cloned());
-    let plan = Plan { owners, renewable: false, settings: &settings };
+    let plan = Plan { owners, renewable: false, settings: &settings, tls: arguments.tls };
     let site = Site::open(postgres, "keypool", &plan).await?;
     eprintln!("{owners} owners are there");
     let world = World::new(owners, lifetime)?;
@@ -95,8 +95,8 @@ pub(crate) async fn measure(arguments: &Arguments, postgres: &Postgres) -> anyho
         "the peak is {peak_per_s:.0} turns/s; {rate:.0} are offered for {minutes} minutes to {active} \
          owners"
     );
-    let watches = watch(&world, site.server.address(), WATCHES).await?;
-    let mut adders = Adder::several(&world, site.server.address(), CONNECTIONS).await?;
+    let watches = watch(&world, &site.peer, WATCHES).await?;
+    let mut adders = Adder::several(&world, &site.peer, CONNECTIONS).await?;
     let mut looks = Looks::new(&site);
     let (start, mut turns) = (Instant::now(), 0);
     while start.elapsed() < time {
@@ -104,6 +104,7 @@ pub(crate) async fn measure(arguments: &Arguments, postgres: &Postgres) -> anyho
         let sample = load::open_loop(&mut adders, stretch, rate).await?;
         turns += sample.operations;
         add(&mut faults, &sample.faults);
+        add(&mut faults, &sample.refusals());
         looks.take(start.elapsed(), turns, &sample).await?;
         if looks.count().is_multiple_of(20) {
             eprintln!("{:.0} minutes, {turns} turns", start.elapsed().as_secs_f64() / 60.0);
@@ -172,11 +173,12 @@ async fn peak(
     let (mut peak, mut faults) = ((0.0, 0), BTreeMap::new());
     // The first warms up: tokens are verified, plans are made.
     for workers in std::iter::once(4).chain(arguments.concurrency()) {
-        let mut adders = Adder::several(world, site.server.address(), workers).await?;
+        let mut adders = Adder::several(world, &site.peer, workers).await?;
         let stretch = Stretch { time, operations: u64::MAX >> 1 };
         let sample = load::closed_loop(&mut adders, stretch).await?;
         eprintln!("{workers} at once: {:.0} turns/s", sample.rate());
         add(&mut faults, &sample.faults);
+        add(&mut faults, &sample.refusals());
         if sample.rate() > peak.0 {
             peak = (sample.rate(), workers);
         }

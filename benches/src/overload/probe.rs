@@ -22,7 +22,7 @@ pub(super) struct Probed {
 
 impl Probe {
     pub(super) async fn start(site: &Site) -> anyhow::Result<Self> {
-        let connection = Connection::open(site.server.address()).await?;
+        let connection = Connection::open(&site.peer).await?;
         let pid = site.server.pid();
         let metrics = metrics_address(&site.server).await;
         let (stop, mut stopped) = tokio::sync::oneshot::channel();

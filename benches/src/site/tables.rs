@@ -14,6 +14,8 @@ const HOT_PACKAGES: i64 = 64;
 const FILL_AT_ONCE: u32 = 5_000;
 /// What Reserve, Spend and Release write to.
 const WRITTEN: [&str; 5] = ["package", "draw", "tombstone", "last_resort_grant", "event"];
+/// Days over which the owners' packages were uploaded.
+const DAYS: u32 = 14;
 /// Clients whose real packages the fill copies.
 const TEMPLATE_CLIENTS: usize = 8;
 
@@ -37,6 +39,8 @@ impl Site {
     }
 
     pub(super) async fn fill(&mut self) -> anyhow::Result<()> {
+        let partitions = format!("SELECT make_event_partitions(current_date - {DAYS}, {DAYS})");
+        self.database.run(&[partitions]).await?;
         let mut first = 1;
         while first <= self.owners {
             let last = (first + FILL_AT_ONCE - 1).min(self.owners);
@@ -47,16 +51,14 @@ impl Site {
         self.database.run(&["VACUUM (ANALYZE)".to_owned()]).await?;
         if self.renewable {
             self.database.pool.execute(include_str!("../sql/reference.sql")).await?;
-            let mut statements = WRITTEN
-                .map(|table| format!("CREATE TABLE bench.{table} AS TABLE {table}"))
-                .to_vec();
-            statements.push("CHECKPOINT".to_owned());
-            self.database.run(&statements).await?;
-            // Both after the checkpoint: neither pays for whole pages in the WAL.
-            self.renew().await?;
+            let copies =
+                WRITTEN.map(|table| format!("CREATE TABLE bench.{table} AS TABLE {table}"));
+            self.database.run(&copies).await?;
             self.renew_reference().await?;
         }
-        Ok(())
+        // Both sides begin right after a checkpoint: each writes a page whole to the WAL when it first
+        // changes it.
+        self.database.run(&["CHECKPOINT".to_owned()]).await
     }
 
     async fn fill_owners(&self, first: u32, last: u32, packages: i64) -> anyhow::Result<()> {

@@ -2,7 +2,6 @@
 
 use std::{
     collections::BTreeMap,
-    net::SocketAddr,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering},
@@ -22,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     callers::{authorization, owner_id, release, reserve, spend, upload},
-    connection::{Connection, Refusal, check, frame, was_told_to_go},
+    connection::{Connection, Peer, Refusal, check, frame, was_told_to_go},
     load::Work,
     packages::CIPHER_SUITE,
     site::PACKAGES_EACH,
@@ -149,7 +148,7 @@ pub(super) struct Adder {
 impl Adder {
     pub(super) async fn several(
         world: &Arc<World>,
-        server: SocketAddr,
+        server: &Peer,
         count: usize,
     ) -> anyhow::Result<Vec<Self>> {
         let mut adders = Vec::with_capacity(count);
@@ -219,13 +218,14 @@ pub(super) struct Watches {
 /// Opens so many streams, of different owners.
 pub(super) async fn watch(
     world: &Arc<World>,
-    server: SocketAddr,
+    server: &Peer,
     count: usize,
 ) -> anyhow::Result<Watches> {
     let (mut running, stop) = (JoinSet::new(), CancellationToken::new());
     for at in 0..count.min(world.owners.len()) {
         let (world, stop) = (world.clone(), stop.clone());
         let mut connection = Connection::open(server).await?;
+        let server = server.clone();
         running.spawn(async move {
             let owner = world.owners.get(at).context("an owner")?;
             let mut pushed = 0;
@@ -242,7 +242,7 @@ pub(super) async fn watch(
                     Ok(Err(error)) if !is_unavailable(&error) && !was_told_to_go(&error) => {
                         return Err(error);
                     }
-                    Ok(_) => connection = Connection::open(server).await?,
+                    Ok(_) => connection = Connection::open(&server).await?,
                 }
             }
             Ok(pushed)

@@ -1,5 +1,6 @@
 -- Owners of the benchmark, with one-time packages and a last resort package each: copies of the
--- rows that real uploads made, under refs and digests of their own; and a little history.
+-- rows that real uploads made, under refs and digests of their own; and a little history. They were
+-- uploaded over the last two weeks, so the log's partitions of these days hold their events.
 --
 -- $1, $2 the first and the last owner's number  $3 one-time packages of each
 -- $4 what the owners' user ids start with
@@ -83,5 +84,5 @@ draws AS (
 )
 INSERT INTO event (bucket, pool_id, at, cipher_suite, seq, generation, kind, key_package_ref,
                    actor_user, actor_client)
-SELECT bucket, pool_id, now(), 1, seq, 0, 'uploaded', key_package_ref, user_id, 'phone'
+SELECT bucket, pool_id, now() - earlier, 1, seq, 0, 'uploaded', key_package_ref, user_id, 'phone'
 FROM item

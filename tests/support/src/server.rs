@@ -159,8 +159,18 @@ impl Server {
         options: &ServerOptions,
         tls: ClientTlsConfig,
     ) -> Self {
+        Self::with_tls_on(&database.service_url(), options, tls, &[]).await
+    }
+
+    /// As [`Server::start_with_tls`], on the database at `url` and with more environment variables.
+    pub async fn with_tls_on(
+        url: &str,
+        options: &ServerOptions,
+        tls: ClientTlsConfig,
+        environment: &[(&str, &str)],
+    ) -> Self {
         let options = options.clone().set("server.plaintext", false);
-        Self::launch(ConfigFile::new(&database.service_url(), &options), Some(tls), &[]).await
+        Self::launch(ConfigFile::new(url, &options), Some(tls), environment).await
     }
 
     /// Starts a server on the database at `url`.
