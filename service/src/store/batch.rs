@@ -12,7 +12,7 @@ use std::{
     hash::Hash,
     io,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use sqlx::{PgConnection, Postgres, pool::PoolConnection};
@@ -27,6 +27,8 @@ const MAX_ROWS: usize = 128;
 /// How many statements of one kind are in flight. One works while another one's commit is written,
 /// and while the calls of another one are answered.
 const LANES: usize = 2;
+/// A statement that has not been answered for so long is slow: what comes then does not wait for it.
+const SLOW: Duration = Duration::from_millis(20);
 /// How often a batch that lost a race starts over before its calls go one by one.
 const MAX_TRIES: u32 = 4;
 
@@ -67,6 +69,8 @@ struct Queue<J: Job> {
     /// Lanes that are taken, and the calls of their statements.
     lanes: usize,
     in_flight: usize,
+    /// When the last statement began.
+    began: Instant,
     batches: Batches,
 }
 
@@ -86,6 +90,7 @@ impl<J: Job> Default for Batcher<J> {
             waiting: VecDeque::new(),
             lanes: 0,
             in_flight: 0,
+            began: Instant::now(),
             batches: Batches::new(J::STATEMENT),
         })))
     }
@@ -160,10 +165,10 @@ impl<J: Job> Queue<J> {
 
     /// Whether what waits goes now, while so many lanes are taken by others: when there are none, or
     /// as many calls wait as are in flight. Or else the first few that come back from a large statement
-    /// would be the next one, and many statements would be small. With none in flight the other lane
-    /// has yet to begin its statement, and takes what waits.
+    /// would be the next one, and many statements would be small. Nobody waits beside a statement that
+    /// takes long.
     fn is_due(&self, others: usize) -> bool {
-        let enough = self.in_flight > 0 && self.waiting.len() >= self.in_flight;
+        let enough = self.waiting.len() >= self.in_flight || self.began.elapsed() > SLOW;
         !self.waiting.is_empty() && (others == 0 || enough)
     }
 
@@ -219,6 +224,7 @@ impl<J: Job> Lane<'_, J> {
             Some(batch) => {
                 self.calls = batch.len();
                 queue.in_flight += self.calls;
+                queue.began = Instant::now();
             }
             None => self.free(&mut queue),
         }
@@ -244,10 +250,16 @@ impl<J: Job> Lane<'_, J> {
 }
 
 impl<J: Job> Drop for Lane<'_, J> {
-    /// Also when a statement's answer made it panic.
+    /// Also when a statement's answer made it panic. With no lane left nobody would serve who waits:
+    /// these calls fail.
     fn drop(&mut self) {
-        if !self.free {
-            self.free(&mut self.batcher.lock());
+        if self.free {
+            return;
+        }
+        let mut queue = self.batcher.lock();
+        self.free(&mut queue);
+        if queue.lanes == 0 {
+            queue.waiting.clear();
         }
     }
 }

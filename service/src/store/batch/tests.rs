@@ -55,48 +55,68 @@ fn lane(batcher: &Batcher<Any>) -> Lane<'_, Any> {
     Lane { batcher, calls: 0, free: false }
 }
 
+/// The calls of the lane's next statement, which is not slow, however slow this test is.
+fn begin(lane: &mut Lane<'_, Any>) -> usize {
+    let calls = lane.next().unwrap().len();
+    lane.batcher.lock().began += Duration::from_secs(3600);
+    calls
+}
+
 #[test]
 fn a_call_goes_at_once_when_nothing_is_in_flight() {
     let mut calls = Calls::default();
     assert!(calls.more(1));
     let batcher = calls.batcher.clone();
     let mut lane = lane(&batcher);
-    assert_eq!(lane.next().unwrap().len(), 1);
+    assert_eq!(begin(&mut lane), 1);
     assert!(lane.land());
     assert!(calls.more(1));
 }
 
 #[test]
-fn a_statement_that_has_not_begun_takes_who_comes() {
-    let mut calls = Calls::default();
-    assert!(calls.more(1));
-    assert!(!calls.more(9));
-    let batcher = calls.batcher.clone();
-    assert_eq!(lane(&batcher).next().unwrap().len(), 10);
-}
-
-#[test]
 fn the_second_statement_is_as_large_as_the_one_in_flight() {
     let mut calls = Calls::default();
+    // Both lanes are taken while neither has a connection.
     assert!(calls.more(1));
-    assert!(!calls.more(9));
+    assert!(calls.more(1));
     let batcher = calls.batcher.clone();
     let (mut first, mut second) = (lane(&batcher), lane(&batcher));
-    assert_eq!(first.next().unwrap().len(), 10);
+    assert!(!calls.more(8));
+    assert_eq!(begin(&mut first), 10);
+    assert!(second.next().is_none());
     assert!(calls.more(10));
-    assert_eq!(second.next().unwrap().len(), 10);
-    // Both lanes are taken.
+    let mut second = lane(&batcher);
+    assert_eq!(begin(&mut second), 10);
     assert!(!calls.more(30));
     assert!(!first.land());
-    assert_eq!(first.next().unwrap().len(), 30);
+    assert_eq!(begin(&mut first), 30);
     // Fewer than are in flight wait for as many, or for its end.
     assert!(!calls.more(29));
     assert!(second.land());
     assert!(!first.land());
-    assert_eq!(first.next().unwrap().len(), 29);
+    assert_eq!(begin(&mut first), 29);
     assert!(first.land());
     assert_eq!(batcher.lock().lanes, 0);
     assert_eq!(batcher.lock().in_flight, 0);
+}
+
+#[test]
+fn nobody_waits_beside_a_statement_that_is_slow() {
+    let mut calls = Calls::default();
+    assert!(calls.more(1));
+    let batcher = calls.batcher.clone();
+    let mut first = lane(&batcher);
+    assert_eq!(begin(&mut first), 1);
+    assert!(calls.more(1));
+    let mut second = lane(&batcher);
+    assert_eq!(begin(&mut second), 1);
+    assert!(!calls.more(5));
+    assert!(!first.land());
+    assert_eq!(begin(&mut first), 5);
+    assert!(!calls.more(2));
+    assert!(second.land());
+    batcher.lock().began -= Duration::from_secs(3601);
+    assert!(calls.more(1));
 }
 
 #[test]
@@ -105,8 +125,16 @@ fn a_lane_that_is_lost_is_free() {
     assert!(calls.more(1));
     let batcher = calls.batcher.clone();
     let mut first = lane(&batcher);
-    assert_eq!(first.next().unwrap().len(), 1);
+    assert_eq!(begin(&mut first), 1);
+    assert!(calls.more(1));
+    let mut second = lane(&batcher);
+    assert_eq!(begin(&mut second), 1);
+    assert!(!calls.more(1));
     drop(first);
+    assert_eq!(batcher.lock().waiting.len(), 1, "the other one takes it");
+    drop(second);
     assert_eq!(batcher.lock().in_flight, 0);
+    let gone = calls.listening.last_mut().unwrap().try_recv().unwrap_err();
+    assert_eq!(gone, oneshot::error::TryRecvError::Closed, "nobody is left who would");
     assert!(calls.more(1));
 }
