@@ -47,7 +47,7 @@ pub(crate) struct Arguments {
     /// Reserve and Spend pairs before churn is measured
     #[arg(long, value_name = "PAIRS")]
     pub(crate) churn: Option<u64>,
-    /// Serve and call over TLS, which is in front of keypool otherwise
+    /// Serve and call over TLS
     #[arg(long)]
     pub(crate) tls: bool,
     /// Settings of the server beside the defaults, as in --set database.max_connections=4

@@ -24,13 +24,15 @@ use rand::seq::SliceRandom as _;
 use uuid::Uuid;
 
 use crate::{
-    connection::Connection,
+    connection::{Connection, Refusal},
     load::Work,
     packages::{CIPHER_SUITE, Publisher},
 };
 
 /// Longer than a run between two resets: nothing lapses while it is measured.
 pub(crate) const TTL: Duration = Duration::from_secs(600);
+/// When an owner who was refused for too much load comes again.
+const AGAIN: Duration = Duration::from_millis(20);
 pub(crate) const GROUP_ID: &[u8] = b"0123456789abcdef0123456789abcdef";
 /// What the ids of owners start with; a number of six digits follows.
 pub(crate) const OWNER_PREFIX: &str = "owner-";
@@ -238,7 +240,14 @@ impl Work for Uploader {
     async fn operate(&mut self) -> anyhow::Result<u64> {
         let n = self.uploads.next.fetch_add(1, Ordering::Relaxed);
         let (token, publisher) = self.uploads.publishers.get(n).context("nothing to upload")?;
-        upload(&mut self.connection, token, publisher.packages.clone()).await?;
+        // Who is refused comes again, as its packages have to be there in the end.
+        while let Err(error) = upload(&mut self.connection, token, publisher.packages.clone()).await
+        {
+            if !error.downcast_ref::<Refusal>().is_some_and(Refusal::is_exhausted) {
+                return Err(error);
+            }
+            tokio::time::sleep(AGAIN).await;
+        }
         Ok(u64::try_from(publisher.packages.len())?)
     }
 }

@@ -84,7 +84,7 @@ async fn churn(
         pairs += sample.operations;
         eprintln!("churn: {pairs} of {} pairs, {:.0}/s", arguments.churn(), sample.rate());
         faults.faults.extend(sample.faults);
-        if !faults.faults.is_empty() {
+        if !faults.faults.is_empty() || sample.operations == 0 {
             break;
         }
     }

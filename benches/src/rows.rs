@@ -82,12 +82,15 @@ impl Bench<'_> {
             let time = if round == 0 { self.time() / 4 } else { self.time() };
             for &connections in &connections {
                 let rounds = measured.entry(connections).or_default();
-                let rate = |samples: &[Sample]| samples.last().map(Sample::rate);
+                // With many clients too few transactions have no rate: all have to be there at once.
+                let rate = |samples: &[Sample]| {
+                    samples.last().map(Sample::rate).filter(|rate| *rate > 0.0)
+                };
                 for (script, samples) in
                     [(Some(bare), &mut rounds.reference), (promises, &mut rounds.promises)]
                 {
                     if let (Some(script), Some(pgbench)) = (script, self.pgbench) {
-                        let per_second = rate(samples).unwrap_or(2000.0);
+                        let per_second = rate(samples).unwrap_or(10_000.0);
                         let transactions = (per_second * time.as_secs_f64()) as u64;
                         let folder = self.postgres.folder();
                         samples.push(
