@@ -24,7 +24,7 @@ use rand::seq::SliceRandom as _;
 use uuid::Uuid;
 
 use crate::{
-    connection::{Connection, Refusal},
+    connection::{Connection, is_refused},
     load::Work,
     packages::{CIPHER_SUITE, Publisher},
 };
@@ -243,7 +243,7 @@ impl Work for Uploader {
         // Who is refused comes again, as its packages have to be there in the end.
         while let Err(error) = upload(&mut self.connection, token, publisher.packages.clone()).await
         {
-            if !error.downcast_ref::<Refusal>().is_some_and(Refusal::is_exhausted) {
+            if !is_refused(&error) {
                 return Err(error);
             }
             tokio::time::sleep(AGAIN).await;

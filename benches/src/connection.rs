@@ -195,6 +195,11 @@ where
     Ok(sender)
 }
 
+/// Whether the server was too busy for the call.
+pub(crate) fn is_refused(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<Refusal>().is_some_and(Refusal::is_exhausted)
+}
+
 /// Whether the call was not begun, because its connection was told to go (GOAWAY).
 pub(crate) fn was_told_to_go(error: &anyhow::Error) -> bool {
     error.downcast_ref::<h2::Error>().is_some_and(|error| {

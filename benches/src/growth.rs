@@ -83,8 +83,9 @@ async fn churn(
         let sample = site.adders(CONNECTIONS, UNHURRIED, Then::Spend, None).await?;
         pairs += sample.operations;
         eprintln!("churn: {pairs} of {} pairs, {:.0}/s", arguments.churn(), sample.rate());
+        faults.faults.extend(sample.refusals());
         faults.faults.extend(sample.faults);
-        if !faults.faults.is_empty() || sample.operations == 0 {
+        if !faults.faults.is_empty() {
             break;
         }
     }

@@ -13,12 +13,12 @@ use tokio::{
     task::JoinSet,
 };
 
-use crate::{connection::Refusal, sample::Sample};
+use crate::{connection::is_refused, sample::Sample};
 
 /// What one connection does over and over.
 pub(crate) trait Work: Send + 'static {
     /// One operation; answers what it counts as. An error is a fault of what is measured, such as a
-    /// wrong answer, unless it is a [`Refusal`] for too much load.
+    /// wrong answer, unless the server [refused](is_refused) it.
     fn operate(&mut self) -> impl Future<Output = anyhow::Result<u64>> + Send;
 }
 
@@ -110,11 +110,6 @@ fn record(sample: &mut Sample, outcome: anyhow::Result<u64>, since: Instant) {
         Err(refusal) if is_refused(&refusal) => sample.refused += 1,
         Err(fault) => sample.fault(format!("{fault:#}")),
     }
-}
-
-/// Whether the server was too busy for the call.
-fn is_refused(error: &anyhow::Error) -> bool {
-    error.downcast_ref::<Refusal>().is_some_and(Refusal::is_exhausted)
 }
 
 async fn gather<W: Work>(

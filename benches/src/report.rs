@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeMap, fmt::Write as _};
 
+use keypool_service::config::LimitsSection;
 use serde::Serialize;
 
 use crate::sample::{Sample, median};
@@ -27,7 +28,7 @@ pub(crate) struct Row {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) promises_ratio: Option<f64>,
     pub(crate) rounds: usize,
-    /// Calls that were refused, as there were more callers than places.
+    /// Calls that were refused, where there were more callers than places.
     #[serde(skip_serializing_if = "is_none")]
     pub(crate) refused: u64,
     /// What was wrong, and how often.
@@ -120,9 +121,12 @@ impl Row {
         keypool: &[Sample],
         reference: &[Sample],
     ) -> Self {
+        // Where there is a place for each caller, nobody is to be refused.
+        let has_places = connections <= LimitsSection::default().adder_places as usize;
         let mut faults = BTreeMap::new();
         for sample in keypool {
-            for (fault, times) in &sample.faults {
+            let refusals = if has_places { sample.refusals() } else { BTreeMap::new() };
+            for (fault, times) in sample.faults.iter().chain(&refusals) {
                 *faults.entry(fault.clone()).or_default() += times;
             }
         }
@@ -142,7 +146,7 @@ impl Row {
             promises_ops_per_s: None,
             promises_ratio: None,
             rounds: keypool.len(),
-            refused: keypool.iter().map(|sample| sample.refused).sum(),
+            refused: if has_places { 0 } else { keypool.iter().map(|sample| sample.refused).sum() },
             faults,
         }
     }
@@ -278,4 +282,19 @@ pub(crate) fn goals(rows: &[Row]) -> String {
         let _ = writeln!(text, "{verdict:<7} {name}: {measured:.2}, {bound} {goal:.2}");
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_is_a_fault_unless_there_are_more_callers_than_places() {
+        let samples = [Sample { refused: 3, ..Sample::default() }, Sample::default()];
+        let row = |connections| Row::new("reserve", connections, &samples, &[]);
+        assert_eq!(row(128).faults.values().collect::<Vec<_>>(), [&3]);
+        assert_eq!(row(128).refused, 0);
+        assert!(row(129).faults.is_empty());
+        assert_eq!(row(129).refused, 3);
+    }
 }
