@@ -62,6 +62,16 @@ fn begin(lane: &mut Lane<'_, Any>) -> usize {
     calls
 }
 
+/// Both lanes, each with a statement for one call.
+fn two_statements<'a>(calls: &mut Calls, batcher: &'a Batcher<Any>) -> [Lane<'a, Any>; 2] {
+    [(); 2].map(|()| {
+        assert!(calls.more(1));
+        let mut lane = lane(batcher);
+        assert_eq!(begin(&mut lane), 1);
+        lane
+    })
+}
+
 #[test]
 fn a_call_goes_at_once_when_nothing_is_in_flight() {
     let mut calls = Calls::default();
@@ -103,13 +113,8 @@ fn the_second_statement_is_as_large_as_the_one_in_flight() {
 #[test]
 fn nobody_waits_beside_a_statement_that_is_slow() {
     let mut calls = Calls::default();
-    assert!(calls.more(1));
     let batcher = calls.batcher.clone();
-    let mut first = lane(&batcher);
-    assert_eq!(begin(&mut first), 1);
-    assert!(calls.more(1));
-    let mut second = lane(&batcher);
-    assert_eq!(begin(&mut second), 1);
+    let [mut first, mut second] = two_statements(&mut calls, &batcher);
     assert!(!calls.more(5));
     assert!(!first.land());
     assert_eq!(begin(&mut first), 5);
@@ -122,13 +127,8 @@ fn nobody_waits_beside_a_statement_that_is_slow() {
 #[test]
 fn a_lane_that_is_lost_is_free() {
     let mut calls = Calls::default();
-    assert!(calls.more(1));
     let batcher = calls.batcher.clone();
-    let mut first = lane(&batcher);
-    assert_eq!(begin(&mut first), 1);
-    assert!(calls.more(1));
-    let mut second = lane(&batcher);
-    assert_eq!(begin(&mut second), 1);
+    let [first, second] = two_statements(&mut calls, &batcher);
     assert!(!calls.more(1));
     drop(first);
     assert_eq!(batcher.lock().waiting.len(), 1, "the other one takes it");
