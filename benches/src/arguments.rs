@@ -56,9 +56,9 @@ pub(crate) struct Arguments {
     /// Settings of Postgres beside the run's own, as in --postgres full_page_writes=off
     #[arg(long, value_name = "NAME=VALUE")]
     pub(crate) postgres: Vec<String>,
-    /// How long --growth warms up, in seconds
-    #[arg(long, value_name = "SECONDS")]
-    pub(crate) warm_up: Option<f64>,
+    /// How many draws from each owner --growth makes before it measures
+    #[arg(long, value_name = "DRAWS")]
+    pub(crate) warm_up: Option<u32>,
     /// Write the rows to this file as JSON too
     #[arg(long, value_name = "FILE")]
     pub(crate) json: Option<PathBuf>,
@@ -131,9 +131,10 @@ impl Arguments {
         self.rounds.unwrap_or(if self.quick { 1 } else { 3 })
     }
 
-    /// Until the pages that are written to most are in the WAL whole.
-    pub(crate) fn warm_up(&self) -> f64 {
-        self.warm_up.unwrap_or(if self.quick { 0.5 } else { 10.0 })
+    /// Until most of the pages that are written to are in the WAL whole: each owner's packages are on
+    /// three or four of them.
+    pub(crate) fn warm_up(&self) -> u32 {
+        self.warm_up.unwrap_or(if self.quick { 1 } else { 3 })
     }
 
     pub(crate) fn churn(&self) -> u64 {

@@ -8,6 +8,7 @@ use sqlx::{Connection as _, PgConnection};
 use crate::{
     arguments::Arguments,
     callers::Then,
+    load::Stretch,
     postgres::{Database, Postgres},
     report::Row,
     sample::Sample,
@@ -16,8 +17,6 @@ use crate::{
 
 /// Connections that growth is measured at.
 const CONNECTIONS: usize = 64;
-/// While churn goes on, no stretch of it is cut short by time.
-const UNHURRIED: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// The rows `growth_reserve`, one for each size and beside the smallest, and `churn_reserve`,
 /// beside one of the same size that is as it was filled.
@@ -33,14 +32,14 @@ pub(crate) async fn rows(arguments: &Arguments, postgres: &Postgres) -> anyhow::
     }
     same_plans(&sites).await?;
 
+    let mut settling = Vec::new();
+    for site in &mut sites {
+        settling.push(settle(arguments.warm_up(), site).await?);
+    }
     let mut measured = vec![Vec::new(); sites.len()];
-    for round in 0..=arguments.rounds() {
+    for round in 1..=arguments.rounds() {
         for (site, samples) in sites.iter_mut().zip(&mut measured) {
-            let seconds = if round == 0 { arguments.warm_up() } else { arguments.seconds() };
-            let sample = reserve(seconds, site).await?;
-            if round > 0 {
-                samples.push(sample);
-            }
+            samples.push(reserve(arguments.seconds(), site).await?);
         }
         eprintln!("growth: round {round} of {}", arguments.rounds());
     }
@@ -52,14 +51,38 @@ pub(crate) async fn rows(arguments: &Arguments, postgres: &Postgres) -> anyhow::
             Row::new("growth_reserve", CONNECTIONS, samples, &smallest).at(site.owners)
         })
         .collect();
+    for (row, settling) in rows.iter_mut().zip(settling) {
+        row.faults.extend(settling.refusals());
+        row.faults.extend(settling.faults);
+    }
     if let Some(fresh) = sites.first_mut() {
         rows.push(churn(arguments, postgres, fresh).await?);
     }
     Ok(rows)
 }
 
+/// Draws so often from each owner, however long it takes. The first time a page is changed after a
+/// checkpoint, it goes to the WAL whole. With many owners a short run would measure little else, which
+/// in operation is spread over the time between two checkpoints.
+async fn settle(draws_each: u32, site: &mut Site) -> anyhow::Result<Sample> {
+    let mut all = Sample::default();
+    for draw in 1..=draws_each {
+        let calls = Stretch::of(u64::from(site.owners));
+        let sample = site.adders(CONNECTIONS, calls, Then::Keep, None).await?;
+        eprintln!(
+            "growth: {} owners, draw {draw} of {draws_each} from each: {:.0}/s, {:.0} bytes of WAL",
+            site.owners,
+            sample.rate(),
+            sample.cost_each().wal_bytes,
+        );
+        all.join(sample);
+    }
+    Ok(all)
+}
+
 async fn reserve(seconds: f64, site: &mut Site) -> anyhow::Result<Sample> {
-    site.adders(CONNECTIONS, Duration::from_secs_f64(seconds), Then::Keep, None).await
+    let stretch = Stretch::lasting(Duration::from_secs_f64(seconds));
+    site.adders(CONNECTIONS, stretch, Then::Keep, None).await
 }
 
 /// Reserves and spends as often as was asked for, the pools refilled as needed, and measures then.
@@ -80,7 +103,8 @@ async fn churn(
     let mut pairs = 0;
     while pairs < arguments.churn() {
         site.refill().await?;
-        let sample = site.adders(CONNECTIONS, UNHURRIED, Then::Spend, None).await?;
+        let sample =
+            site.adders(CONNECTIONS, Stretch::of(u64::MAX >> 1), Then::Spend, None).await?;
         pairs += sample.operations;
         eprintln!("churn: {pairs} of {} pairs, {:.0}/s", arguments.churn(), sample.rate());
         faults.faults.extend(sample.refusals());

@@ -30,6 +30,18 @@ pub(crate) struct Stretch {
     pub(crate) operations: u64,
 }
 
+impl Stretch {
+    /// One that only time ends.
+    pub(crate) fn lasting(time: Duration) -> Self {
+        Self { time, operations: u64::MAX >> 1 }
+    }
+
+    /// One that only its operations end.
+    pub(crate) fn of(operations: u64) -> Self {
+        Self { time: Duration::from_secs(24 * 60 * 60), operations }
+    }
+}
+
 /// Each worker makes its next call when the last one was answered.
 pub(crate) async fn closed_loop<W: Work>(
     workers: &mut Vec<W>,

@@ -8,6 +8,7 @@ use anyhow::ensure;
 use crate::{
     arguments::{Arguments, RowName},
     callers::Then,
+    load::Stretch,
     machine,
     packages::{self, Publisher},
     postgres::Postgres,
@@ -100,7 +101,9 @@ impl Bench<'_> {
                         );
                     }
                 }
-                rounds.keypool.push(self.site.adders(connections, time, then, None).await?);
+                rounds
+                    .keypool
+                    .push(self.site.adders(connections, Stretch::lasting(time), then, None).await?);
             }
             eprintln!("{name}: round {round} of {}", self.arguments.rounds());
         }
@@ -139,9 +142,9 @@ impl Bench<'_> {
                         .await?,
                 );
             }
-            rounds
-                .keypool
-                .push(self.site.adders(connections, self.time(), Then::Keep, Some(rate)).await?);
+            let stretch = Stretch::lasting(self.time());
+            let sample = self.site.adders(connections, stretch, Then::Keep, Some(rate)).await?;
+            rounds.keypool.push(sample);
         }
         eprintln!("reserve: at half of the peak");
         Ok(Some(Row::new("reserve_half_peak", connections, &rounds.keypool, &rounds.reference)))

@@ -123,12 +123,12 @@ impl Site {
         Ok(site)
     }
 
-    /// Reserves, and what comes then, on so many connections; at `rate` calls a second or, with
-    /// `None`, as fast as they are answered.
+    /// Reserves, and what comes then, on so many connections, for as long as `stretch` says and there
+    /// is stock; at `rate` calls a second or, with `None`, as fast as they are answered.
     pub(crate) async fn adders(
         &mut self,
         connections: usize,
-        time: Duration,
+        stretch: Stretch,
         then: Then,
         rate: Option<f64>,
     ) -> anyhow::Result<Sample> {
@@ -138,7 +138,7 @@ impl Site {
         let owners: Vec<u32> = (1..=self.owners).collect();
         let calls_each = owners.len();
         let callers = connections + usize::try_from(self.stock)? / calls_each + 1;
-        let stretch = Stretch { time, operations: self.stock };
+        let stretch = Stretch { operations: stretch.operations.min(self.stock), ..stretch };
         let callers = Callers::new(&self.caller_prefix(), callers, owners, calls_each)?;
         let mut adders = self.connect_adders(connections, &callers, then).await?;
         let sample = self.measured(&mut adders, stretch, rate).await?;
@@ -188,8 +188,7 @@ impl Site {
             checkers.push(Checker::new(connection, authorization(&format!("checker-{n}"))?)?);
         }
         let before = self.spent().await?;
-        let stretch = Stretch { time, operations: u64::MAX >> 1 };
-        let mut sample = load::closed_loop(&mut checkers, stretch).await?;
+        let mut sample = load::closed_loop(&mut checkers, Stretch::lasting(time)).await?;
         sample.cost = self.spent().await?.since(before);
         Ok(sample)
     }
