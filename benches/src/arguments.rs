@@ -102,6 +102,13 @@ impl Arguments {
         }
     }
 
+    /// Settings of Postgres beside those of any run, NAME=VALUE.
+    pub(crate) fn postgres_settings(&self) -> Vec<String> {
+        // No checkpoint between settling and measuring.
+        let room = self.growth.then(|| "max_wal_size=16GB".to_owned());
+        room.into_iter().chain(self.postgres.iter().cloned()).collect()
+    }
+
     pub(crate) fn rows(&self) -> Vec<RowName> {
         if self.rows.is_empty() { RowName::ALL.to_vec() } else { self.rows.clone() }
     }
@@ -134,7 +141,7 @@ impl Arguments {
     /// Until most of the pages that are written to are in the WAL whole: each owner's packages are on
     /// three or four of them.
     pub(crate) fn warm_up(&self) -> u32 {
-        self.warm_up.unwrap_or(if self.quick { 1 } else { 3 })
+        self.warm_up.unwrap_or(if self.quick { 1 } else { 2 })
     }
 
     pub(crate) fn churn(&self) -> u64 {

@@ -23,61 +23,86 @@ const CONNECTIONS: usize = 64;
 pub(crate) async fn rows(arguments: &Arguments, postgres: &Postgres) -> anyhow::Result<Vec<Row>> {
     let mut sizes = arguments.sizes();
     sizes.sort_unstable();
-    let mut sites = Vec::new();
-    for (n, &owners) in sizes.iter().enumerate() {
-        let plan = Plan { owners, renewable: n == 0, settings: &arguments.set, tls: arguments.tls };
-        let site = Site::open(postgres, &format!("owners_{owners}"), &plan).await?;
-        println!("\n{owners} owners\n{}", sizes_of_tables(&site.database).await?);
-        sites.push(site);
+    let Some((&smallest, larger)) = sizes.split_first() else { return Ok(Vec::new()) };
+    let mut smallest = Growing::open(arguments, postgres, smallest, true).await?;
+    println!("\nHow Postgres reads the tables:");
+    smallest.plans.iter().for_each(|plan| println!("  {plan}"));
+    let mut samples = Vec::new();
+    for _ in 0..arguments.rounds() {
+        samples.push(reserve(arguments.seconds(), &mut smallest.site).await?);
     }
-    same_plans(&sites).await?;
-
-    let mut settling = Vec::new();
-    for site in &mut sites {
-        settling.push(settle(arguments.warm_up(), site).await?);
-    }
-    let mut measured = vec![Vec::new(); sites.len()];
-    for round in 1..=arguments.rounds() {
-        for (site, samples) in sites.iter_mut().zip(&mut measured) {
-            samples.push(reserve(arguments.seconds(), site).await?);
+    let mut rows = vec![smallest.row(&samples, &samples)];
+    for &owners in larger {
+        // One after the other: what is left to do for a large one is not to fall on the next.
+        let mut growing = Growing::open(arguments, postgres, owners, false).await?;
+        smallest.compare_plans(&growing);
+        let (mut samples, mut beside) = (Vec::new(), Vec::new());
+        for round in 1..=arguments.rounds() {
+            beside.push(reserve(arguments.seconds(), &mut smallest.site).await?);
+            samples.push(reserve(arguments.seconds(), &mut growing.site).await?);
+            eprintln!("growth: {owners} owners, round {round} of {}", arguments.rounds());
         }
-        eprintln!("growth: round {round} of {}", arguments.rounds());
+        rows.push(growing.row(&samples, &beside));
     }
-    let smallest = measured.first().cloned().unwrap_or_default();
-    let mut rows: Vec<Row> = measured
-        .iter()
-        .zip(&sites)
-        .map(|(samples, site)| {
-            Row::new("growth_reserve", CONNECTIONS, samples, &smallest).at(site.owners)
-        })
-        .collect();
-    for (row, settling) in rows.iter_mut().zip(settling) {
-        row.faults.extend(settling.refusals());
-        row.faults.extend(settling.faults);
-    }
-    if let Some(fresh) = sites.first_mut() {
-        rows.push(churn(arguments, postgres, fresh).await?);
-    }
+    rows.push(churn(arguments, postgres, &mut smallest.site).await?);
     Ok(rows)
 }
 
-/// Draws so often from each owner, however long it takes. The first time a page is changed after a
-/// checkpoint, it goes to the WAL whole. With many owners a short run would measure little else, which
-/// in operation is spread over the time between two checkpoints.
-async fn settle(draws_each: u32, site: &mut Site) -> anyhow::Result<Sample> {
-    let mut all = Sample::default();
-    for draw in 1..=draws_each {
-        let calls = Stretch::of(u64::from(site.owners));
-        let sample = site.adders(CONNECTIONS, calls, Then::Keep, None).await?;
-        eprintln!(
-            "growth: {} owners, draw {draw} of {draws_each} from each: {:.0}/s, {:.0} bytes of WAL",
-            site.owners,
-            sample.rate(),
-            sample.cost_each().wal_bytes,
-        );
-        all.join(sample);
+/// One of the sizes.
+struct Growing {
+    site: Site,
+    settled: Sample,
+    plans: Vec<plans::Plan>,
+}
+
+impl Growing {
+    /// Fills it, and draws so often from each owner as was asked for. The first time a page is changed
+    /// after a checkpoint, it goes to the WAL whole. With many owners a short run would measure little
+    /// else, which in operation is spread over the time between two checkpoints.
+    async fn open(
+        arguments: &Arguments,
+        postgres: &Postgres,
+        owners: u32,
+        renewable: bool,
+    ) -> anyhow::Result<Self> {
+        let plan = Plan { owners, renewable, settings: &arguments.set, tls: arguments.tls };
+        let mut site = Site::open(postgres, &format!("owners_{owners}"), &plan).await?;
+        println!("\n{owners} owners\n{}", sizes_of_tables(&site.database).await?);
+        let mut connection = PgConnection::connect(&site.database.url).await?;
+        let plans = plans::all(&mut connection).await;
+        connection.close().await?;
+        let mut settled = Sample::default();
+        for draw in 1..=arguments.warm_up() {
+            let calls = Stretch::of(u64::from(owners));
+            let sample = site.adders(CONNECTIONS, calls, Then::Keep, None).await?;
+            eprintln!(
+                "growth: {owners} owners, draw {draw} of {} from each: {:.0}/s, {:.0} bytes of WAL",
+                arguments.warm_up(),
+                sample.rate(),
+                sample.cost_each().wal_bytes,
+            );
+            settled.join(sample);
+        }
+        // Now, and not by the server's own choice while something is measured.
+        site.database.run(&["VACUUM (ANALYZE)".to_owned()]).await?;
+        Ok(Self { site, settled, plans })
     }
-    Ok(all)
+
+    fn row(&self, samples: &[Sample], smallest: &[Sample]) -> Row {
+        let mut row =
+            Row::new("growth_reserve", CONNECTIONS, samples, smallest).at(self.site.owners);
+        row.faults.extend(self.settled.refusals());
+        row.faults.extend(self.settled.faults.clone());
+        row
+    }
+
+    /// Says which statements Postgres runs in another way at another size.
+    fn compare_plans(&self, other: &Self) {
+        let pairs = other.plans.iter().zip(&self.plans);
+        let others: Vec<_> = pairs.filter(|(plan, own)| plan.scans() != own.scans()).collect();
+        println!("{} owners: {} of {} differ", other.site.owners, others.len(), other.plans.len());
+        others.iter().for_each(|(plan, _)| println!("  {plan}"));
+    }
 }
 
 async fn reserve(seconds: f64, site: &mut Site) -> anyhow::Result<Sample> {
@@ -129,27 +154,6 @@ async fn churn(
     let mut row = Row::new("churn_reserve", CONNECTIONS, &churned, &unchurned).at(site.owners);
     row.faults.extend(faults);
     Ok(row)
-}
-
-/// Says whether Postgres runs each statement at each size as it does at the smallest.
-async fn same_plans(sites: &[Site]) -> anyhow::Result<()> {
-    println!("\nHow Postgres reads the tables:");
-    let mut smallest = Vec::new();
-    for site in sites {
-        let mut connection = PgConnection::connect(&site.database.url).await?;
-        let plans = plans::all(&mut connection).await;
-        connection.close().await?;
-        if smallest.is_empty() {
-            smallest = plans;
-            smallest.iter().for_each(|plan| println!("  {plan}"));
-            continue;
-        }
-        let pairs = plans.iter().zip(&smallest);
-        let others: Vec<_> = pairs.filter(|(plan, small)| plan.scans() != small.scans()).collect();
-        println!("{} owners: {} of {} differ", site.owners, others.len(), plans.len());
-        others.iter().for_each(|(plan, _)| println!("  {plan}"));
-    }
-    Ok(())
 }
 
 /// The tables with their indexes and what is dead in them, the largest first.

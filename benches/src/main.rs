@@ -50,7 +50,7 @@ async fn main() -> anyhow::Result<ExitCode> {
     if pgbench.is_none() {
         eprintln!("pgbench is not installed: there are no references in SQL");
     }
-    let postgres = Postgres::start(&arguments.postgres).await?;
+    let postgres = Postgres::start(&arguments.postgres_settings()).await?;
     println!(
         "PostgreSQL {}, durable; {} cores for it, keypool and the load; {} build of keypool",
         postgres.version,
@@ -58,7 +58,7 @@ async fn main() -> anyhow::Result<ExitCode> {
         if cfg!(debug_assertions) { "debug" } else { "release" },
     );
     let tls = arguments.tls.then(|| "TLS".to_owned());
-    for setting in arguments.postgres.iter().chain(&arguments.set).chain(&tls) {
+    for setting in arguments.postgres_settings().iter().chain(&arguments.set).chain(&tls) {
         println!("not as usual: {setting}");
     }
     if arguments.overload {
