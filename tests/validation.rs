@@ -17,7 +17,7 @@ use keypool_service::domain::{
     key_package::{
         IdentityTemplate,
         RejectReason::{self, *},
-        Rejection, UploadPolicy, ValidatedKeyPackage, validate,
+        Rejection, UploadPolicy, ValidatedKeyPackage, validate_all,
     },
 };
 use keypool_testing::{
@@ -52,6 +52,18 @@ fn at(seconds: u64) -> OffsetDateTime {
 
 fn every_suite() -> UploadPolicy {
     UploadPolicy { cipher_suites: servable_cipher_suites(), ..UploadPolicy::default() }
+}
+
+/// Judges one package alone.
+fn validate(
+    bytes: &[u8],
+    caller: &ClientKey,
+    policy: &UploadPolicy,
+    now: OffsetDateTime,
+) -> Result<ValidatedKeyPackage, Rejection> {
+    let mut results = validate_all(&[bytes.to_vec()], caller, policy, now);
+    assert_eq!(results.len(), 1);
+    results.remove(0)
 }
 
 fn judge(bytes: &[u8]) -> Result<ValidatedKeyPackage, Rejection> {

@@ -7,6 +7,11 @@ use std::{
 
 use anyhow::{Context as _, anyhow};
 use bytes::Bytes;
+use keypool_service::domain::{
+    clock::{Clock as _, SystemClock},
+    ids::{ClientId, ClientKey, UserId},
+    key_package::{UploadPolicy, validate_all},
+};
 use keypool_testing::member::Member;
 use openmls::prelude::{KeyPackageIn, Lifetime, OpenMlsProvider as _, ProtocolVersion};
 use openmls_rust_crypto::OpenMlsRustCrypto;
@@ -16,6 +21,7 @@ use crate::machine;
 
 /// The cipher suite that everything is measured with: MLS_128_DHKEMX25519_AES128GCM_SHA256_Ed25519.
 pub(crate) const CIPHER_SUITE: u16 = 1;
+const CLIENT: &str = "phone";
 /// As long as keypool takes them by default, less what is for the start of the lifetime.
 const LIFETIME: Duration = Duration::from_secs(80 * 24 * 60 * 60);
 
@@ -34,7 +40,7 @@ pub(crate) fn publishers(
 ) -> anyhow::Result<Vec<Publisher>> {
     on_all_cores(clients, |client| {
         let user_id = format!("{prefix}{client:06}");
-        let member = Member::new(&user_id, "phone", CIPHER_SUITE);
+        let member = Member::new(&user_id, CLIENT, CIPHER_SUITE);
         let lifetime = || Lifetime::new(LIFETIME.as_secs());
         let packages = (0..each).map(|_| member.key_package(false, lifetime()).into()).collect();
         Ok(Publisher { user_id, packages })
@@ -52,6 +58,27 @@ pub(crate) fn validate(publishers: &[Publisher]) -> anyhow::Result<Duration> {
             package.validate(provider.crypto(), ProtocolVersion::Mls10)?;
         }
         Ok(())
+    })?;
+    Ok(start.elapsed())
+}
+
+/// How long it takes keypool to judge all packages, those of a client at once, on all cores.
+pub(crate) fn judge(publishers: &[Publisher]) -> anyhow::Result<Duration> {
+    let uploads: Vec<(ClientKey, Vec<Vec<u8>>)> = publishers
+        .iter()
+        .map(|publisher| {
+            let user = UserId::parse(&publisher.user_id)?;
+            let packages = publisher.packages.iter().map(|package| package.to_vec()).collect();
+            Ok((ClientKey { user, client: ClientId::parse(CLIENT)? }, packages))
+        })
+        .collect::<anyhow::Result<_>>()?;
+    let (policy, now) = (UploadPolicy::default(), SystemClock.now());
+    let start = Instant::now();
+    on_all_cores(uploads.len(), |upload| {
+        let (caller, packages) = uploads.get(upload).context("an upload")?;
+        let refused =
+            validate_all(packages, caller, &policy, now).into_iter().find_map(Result::err);
+        refused.map_or(Ok(()), |rejection| Err(anyhow!("{}", rejection.message)))
     })?;
     Ok(start.elapsed())
 }

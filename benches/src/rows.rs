@@ -151,15 +151,18 @@ impl Bench<'_> {
     }
 
     /// New clients with packages of their own, beside openmls's own check of the same packages on
-    /// the same cores.
+    /// the same cores; and keypool's check alone beside it.
     async fn upload(&mut self) -> anyhow::Result<Vec<Row>> {
-        let clients = if self.arguments.quick { 4 } else { 600 };
+        let clients = if self.arguments.quick { 4 } else { 1_500 };
         let publishers = packages::publishers("guest-", clients, PACKAGES_A_CALL)?;
         let mut measured = BTreeMap::<usize, Rounds>::new();
+        let mut judged = Rounds::default();
         for round in 0..self.arguments.rounds() {
+            judged.reference.push(timed(&publishers, packages::validate)?);
+            judged.keypool.push(timed(&publishers, packages::judge)?);
             for connections in self.arguments.connections() {
                 let rounds = measured.entry(connections).or_default();
-                rounds.reference.push(validated(&publishers)?);
+                rounds.reference.push(timed(&publishers, packages::validate)?);
                 rounds.keypool.push(self.site.upload(publishers.clone(), connections).await?);
                 self.site.forget_uploads().await?;
             }
@@ -168,7 +171,8 @@ impl Bench<'_> {
         let rows = measured.into_iter().map(|(connections, rounds)| {
             Row::new("upload", connections, &rounds.keypool, &rounds.reference)
         });
-        Ok(rows.collect())
+        let judged = Row::new("validation", 0, &judged.keypool, &judged.reference);
+        Ok(rows.chain([judged]).collect())
     }
 
     /// Callers who reserve and release, all on one pool with as many packages as there can be,
@@ -231,12 +235,15 @@ impl Bench<'_> {
     }
 }
 
-/// openmls's check of all packages as a sample. A latency of one package is not known.
-fn validated(publishers: &[Publisher]) -> anyhow::Result<Sample> {
+/// A check of all packages as a sample. A latency of one package is not known.
+fn timed(
+    publishers: &[Publisher],
+    check: impl FnOnce(&[Publisher]) -> anyhow::Result<Duration>,
+) -> anyhow::Result<Sample> {
     let operations: usize = publishers.iter().map(|publisher| publisher.packages.len()).sum();
     ensure!(operations > 0, "no packages");
     let before = machine::cpu_times(std::process::id())?.own;
-    let elapsed = packages::validate(publishers)?;
+    let elapsed = check(publishers)?;
     let operations = u64::try_from(operations)?;
     let mut sample =
         Sample { operations, all_operations: operations, elapsed, ..Sample::default() };

@@ -11,6 +11,7 @@ use aws_lc_rs::{
         ML_DSA_65, ML_DSA_87, ParsedPublicKey, VerificationAlgorithm,
     },
 };
+use ed25519_dalek::{Signature, VerifyingKey};
 use openmls_traits::types::{Ciphersuite, HashType, HpkeKemType, SignatureScheme};
 
 use super::ids::CipherSuite;
@@ -71,7 +72,11 @@ pub(super) fn hash(hash: HashType, parts: &[&[u8]]) -> Vec<u8> {
 }
 
 /// A public key that verifies signatures (RFC 9420, section 5.1.2).
-pub(super) struct SignatureKey(ParsedPublicKey);
+pub(super) struct SignatureKey {
+    key: ParsedPublicKey,
+    /// Its encoding, where it is one of Ed25519.
+    edwards: Option<[u8; 32]>,
+}
 
 impl SignatureKey {
     /// Accepts the one encoding that RFC 9420, section 5.1.1 gives the scheme's public keys.
@@ -93,19 +98,71 @@ impl SignatureKey {
         if matches!(len, 65 | 97 | 133) && key.first() != Some(&4) {
             return Err(OFF_CURVE);
         }
-        ParsedPublicKey::new(algorithm, key).map(Self).map_err(|_| OFF_CURVE)
+        let edwards = key.try_into().ok().filter(|_| scheme == SignatureScheme::ED25519);
+        let key = ParsedPublicKey::new(algorithm, key).map_err(|_| OFF_CURVE)?;
+        Ok(Self { key, edwards })
     }
 
-    /// VerifyWithLabel (RFC 9420, section 5.1.2).
-    pub(super) fn verify_with_label(&self, label: &str, content: &[u8], signature: &[u8]) -> bool {
+    /// Whether [`all_hold`] can judge its signatures.
+    pub(super) fn goes_together(&self) -> bool {
+        self.edwards.is_some()
+    }
+}
+
+/// That a key signed some content with a label (RFC 9420, section 5.1.2).
+pub(super) struct Claim<'a> {
+    key: &'a SignatureKey,
+    /// SignContent.
+    signed: Vec<u8>,
+    signature: &'a [u8],
+}
+
+impl<'a> Claim<'a> {
+    pub(super) fn new(
+        key: &'a SignatureKey,
+        label: &str,
+        content: &[u8],
+        signature: &'a [u8],
+    ) -> Self {
         let label = ["MLS 1.0 ".as_bytes(), label.as_bytes()].concat();
         let mut signed = Vec::with_capacity(label.len() + content.len() + 8);
         for field in [&label, content] {
             signed.extend_from_slice(vector_header(field.len()).as_ref());
             signed.extend_from_slice(field);
         }
-        self.0.verify_sig(&signed, signature).is_ok()
+        Self { key, signed, signature }
     }
+
+    /// VerifyWithLabel (RFC 9420, section 5.1.2).
+    pub(super) fn holds(&self) -> bool {
+        self.key.key.verify_sig(&self.signed, self.signature).is_ok()
+    }
+}
+
+/// Whether all of these Ed25519 signatures hold, by one equation for all of them, which takes half the
+/// time of one for each. It is the one with the cofactor (RFC 8032, section 5.1.7), where
+/// [`Claim::holds`] looks at the one without: see decision 0008. When it is not so, or some are of
+/// another scheme, it does not tell which.
+pub(super) fn all_hold(claims: &[Claim<'_>]) -> bool {
+    let mut keys: Vec<VerifyingKey> = Vec::with_capacity(claims.len());
+    let mut signed = Vec::with_capacity(claims.len());
+    let mut signatures = Vec::with_capacity(claims.len());
+    for Claim { key, signed: content, signature } in claims {
+        let Some(bytes) = &key.edwards else { return false };
+        // Decoding takes time, and a client has one key.
+        let key = match keys.last() {
+            Some(last) if last.as_bytes() == bytes => *last,
+            _ => match VerifyingKey::from_bytes(bytes) {
+                Ok(key) => key,
+                Err(_) => return false,
+            },
+        };
+        let Ok(signature) = Signature::from_slice(signature) else { return false };
+        keys.push(key);
+        signed.push(&content[..]);
+        signatures.push(signature);
+    }
+    ed25519_dalek::verify_batch(&signed, &signatures, &keys).is_ok()
 }
 
 /// The length in front of a vector of `len` bytes (RFC 9420, section 2.1.2). Nothing here is

@@ -1,8 +1,9 @@
 //! From bytes to a KeyPackage that may be handed out: every rule that the bytes alone decide.
 //!
 //! A package that breaks one rule gets that rule's reason: the encoding is judged first, then
-//! what the fields say, and the signatures, which cost the most, at the end. Unknown and GREASE
-//! values get no treatment of their own (RFC 9420, section 13.5).
+//! what the fields say, and the signatures, which cost the most, at the end, those of several
+//! packages together. Unknown and GREASE values get no treatment of their own (RFC 9420,
+//! section 13.5).
 
 mod extensions;
 mod identity;
@@ -30,7 +31,7 @@ use self::{
     wire::{KeyPackage, LeafNodeSource, malformed},
 };
 use super::{
-    crypto::{self, SignatureKey, check_public_key},
+    crypto::{self, Claim, SignatureKey, all_hold, check_public_key},
     ids::{CipherSuite, ClientKey, KeyPackageRef, short_digest},
 };
 
@@ -57,33 +58,108 @@ pub struct ValidatedKeyPackage {
     pub capabilities: Vec<i32>,
 }
 
-/// Judges the TLS encoding of a KeyPackage, or of an MLSMessage that wraps one, which `caller`
-/// uploads at the time `now`.
-///
-/// # Errors
-///
-/// The rule that it breaks; when it breaks several, one of them.
-pub fn validate(
-    bytes: &[u8],
+/// Packages whose signatures are judged together: with more, a signature costs hardly less, and a wrong
+/// one means that all of them are verified alone.
+const TOGETHER: usize = 16;
+
+/// Judges TLS encodings of KeyPackages, or of MLSMessages that wrap one, which `caller` uploads at the
+/// time `now`. One result for each, in their order: what the pool needs to know, or the rule that it
+/// breaks; when it breaks several, one of them.
+pub fn validate_all(
+    packages: &[Vec<u8>],
     caller: &ClientKey,
     policy: &UploadPolicy,
     now: OffsetDateTime,
-) -> Result<ValidatedKeyPackage, Rejection> {
-    check_size(bytes, policy)?;
-    let package = KeyPackage::parse(bytes)?;
-    judge(&package, caller, policy, now).map_err(|rejection| {
-        let suite = Ciphersuite::try_from(package.cipher_suite).ok();
-        let key_package_ref = suite.map(|suite| key_package_ref(&package, suite));
-        Rejection { key_package_ref, ..rejection }
-    })
+) -> Vec<Result<ValidatedKeyPackage, Rejection>> {
+    packages.chunks(TOGETHER).flat_map(|some| validate_some(some, caller, policy, now)).collect()
 }
 
+fn validate_some(
+    packages: &[Vec<u8>],
+    caller: &ClientKey,
+    policy: &UploadPolicy,
+    now: OffsetDateTime,
+) -> Vec<Result<ValidatedKeyPackage, Rejection>> {
+    let unsigned: Vec<_> =
+        packages.iter().map(|bytes| Unsigned::judge(bytes, caller, policy, now)).collect();
+    let together = |unsigned: &&Unsigned<'_>| unsigned.signature_key.goes_together();
+    let claims: Vec<Claim<'_>> =
+        unsigned.iter().flatten().filter(together).flat_map(Unsigned::claims).collect();
+    let they_hold = all_hold(&claims);
+    drop(claims);
+    unsigned
+        .into_iter()
+        .map(|unsigned| {
+            let unsigned = unsigned?;
+            if !(they_hold && together(&&unsigned)) {
+                unsigned.check_signatures()?;
+            }
+            Ok(unsigned.validated)
+        })
+        .collect()
+}
+
+/// A KeyPackage that keeps every rule but, so far, those for its signatures.
+struct Unsigned<'a> {
+    package: KeyPackage<'a>,
+    signature_key: SignatureKey,
+    validated: ValidatedKeyPackage,
+}
+
+impl<'a> Unsigned<'a> {
+    fn judge(
+        bytes: &'a [u8],
+        caller: &ClientKey,
+        policy: &UploadPolicy,
+        now: OffsetDateTime,
+    ) -> Result<Self, Rejection> {
+        check_size(bytes, policy)?;
+        let package = KeyPackage::parse(bytes)?;
+        match judge(&package, caller, policy, now) {
+            Ok((validated, signature_key)) => Ok(Self { package, signature_key, validated }),
+            Err(rejection) => {
+                let suite = Ciphersuite::try_from(package.cipher_suite).ok();
+                let key_package_ref = suite.map(|suite| key_package_ref(&package, suite));
+                Err(Rejection { key_package_ref, ..rejection })
+            }
+        }
+    }
+
+    /// That of the leaf node and that of the KeyPackage around it.
+    fn claims(&self) -> [Claim<'_>; 2] {
+        let leaf = &self.package.leaf_node;
+        let claim =
+            |label, content, signature| Claim::new(&self.signature_key, label, content, signature);
+        [
+            claim("LeafNodeTBS", leaf.signed, leaf.signature),
+            claim("KeyPackageTBS", self.package.signed, self.package.signature),
+        ]
+    }
+
+    /// RFC 9420, sections 7.3 and 10.1: both signatures verify under the leaf's signature_key.
+    fn check_signatures(&self) -> Result<(), Rejection> {
+        let [leaf_node, key_package] = self.claims();
+        let broken = match (leaf_node.holds(), key_package.holds()) {
+            (true, true) => return Ok(()),
+            (false, _) => "the leaf node",
+            (true, false) => "the KeyPackage",
+        };
+        let message = format!("the signature of {broken} does not verify");
+        let key_package_ref = Some(self.validated.key_package_ref.clone());
+        Err(Rejection {
+            key_package_ref,
+            ..Rejection::new(RejectReason::InvalidSignature, message)
+        })
+    }
+}
+
+/// Every rule but those for the signatures; the key that they are to verify under.
 fn judge(
     package: &KeyPackage<'_>,
     caller: &ClientKey,
     policy: &UploadPolicy,
     now: OffsetDateTime,
-) -> Result<ValidatedKeyPackage, Rejection> {
+) -> Result<(ValidatedKeyPackage, SignatureKey), Rejection> {
     let leaf = &package.leaf_node;
     check_version(package)?;
     let suite = check_cipher_suite(package, policy)?;
@@ -100,8 +176,7 @@ fn judge(
     let certified_until = leaf_node::check_credential(leaf, suite, caller, policy, now)?;
     let not_after = lifetime::check(not_before, not_after, last_resort, policy, now)?;
     check_openmls_reads_it(package)?;
-    check_signatures(package, &signature_key)?;
-    Ok(ValidatedKeyPackage {
+    let validated = ValidatedKeyPackage {
         key_package_ref: key_package_ref(package, suite),
         bytes: package.bytes.to_vec(),
         cipher_suite: CipherSuite(suite.into()),
@@ -111,7 +186,8 @@ fn judge(
         signature_key_digest: short_digest(leaf.signature_key),
         credential_digest: short_digest(leaf.credential.bytes),
         capabilities: capabilities.into_codes(),
-    })
+    };
+    Ok((validated, signature_key))
 }
 
 /// MakeKeyPackageRef (RFC 9420, section 5.2).
@@ -188,17 +264,4 @@ fn check_openmls_reads_it(package: &KeyPackage<'_>) -> Result<(), Rejection> {
     KeyPackageIn::tls_deserialize(&mut &*package.bytes)
         .map(drop)
         .map_err(|_| malformed("an extension does not parse"))
-}
-
-/// RFC 9420, sections 7.3 and 10.1: both signatures verify under the leaf's signature_key.
-fn check_signatures(package: &KeyPackage<'_>, key: &SignatureKey) -> Result<(), Rejection> {
-    let invalid = |message| Rejection::new(RejectReason::InvalidSignature, message);
-    let leaf = &package.leaf_node;
-    if !key.verify_with_label("LeafNodeTBS", leaf.signed, leaf.signature) {
-        return Err(invalid("the signature of the leaf node does not verify"));
-    }
-    if !key.verify_with_label("KeyPackageTBS", package.signed, package.signature) {
-        return Err(invalid("the signature of the KeyPackage does not verify"));
-    }
-    Ok(())
 }

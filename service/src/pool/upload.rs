@@ -9,7 +9,7 @@ use crate::{
     domain::{
         error::Error,
         ids::{ClientKey, KeyPackageRef},
-        key_package::{RejectReason, Rejection, ValidatedKeyPackage, validate},
+        key_package::{RejectReason, Rejection, ValidatedKeyPackage, validate_all},
         pool::PoolStatus,
     },
     metrics::{Upload, metrics},
@@ -108,8 +108,7 @@ impl KeyPool {
         let permit = permit.map_err(|closed| Error::Internal(closed.into()))?;
         let (caller, policy, now) = (caller.clone(), self.upload_policy.clone(), self.clock.now());
         let work = move || {
-            let checked = packages.iter().map(|bytes| validate(bytes, &caller, &policy, now));
-            let checked = checked.collect();
+            let checked = validate_all(&packages, &caller, &policy, now);
             drop(permit);
             checked
         };

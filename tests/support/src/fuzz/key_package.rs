@@ -1,10 +1,12 @@
 //! The path of an uploaded KeyPackage, from bytes to what may be handed out.
 
+use std::slice;
+
 use arbitrary::Unstructured;
 use keypool_service::domain::{
     clock::{Clock as _, SystemClock},
     crypto::servable_cipher_suites,
-    key_package::{RejectReason, UploadPolicy, ValidatedKeyPackage, validate},
+    key_package::{RejectReason, UploadPolicy, ValidatedKeyPackage, validate_all},
 };
 use openmls::prelude::{KeyPackage, KeyPackageIn, OpenMlsCrypto, OpenMlsProvider, ProtocolVersion};
 use openmls_traits::types::Ciphersuite;
@@ -50,15 +52,17 @@ pub fn key_package(data: &[u8]) -> Verdict {
         ..UploadPolicy::default()
     };
     let caller = world::client(USER, "phone");
+    let validate = |bytes: &Vec<u8>| {
+        let mut results = validate_all(slice::from_ref(bytes), &caller, &policy, now);
+        results.pop().expect("a result for each package")
+    };
     let mut judged = None;
-    let held = allocation_counter::measure(|| {
-        judged = Some(validate(&bytes, &caller, &policy, now));
-    });
+    let held = allocation_counter::measure(|| judged = Some(validate(&bytes)));
     assert_bounded(held.bytes_max, PEAK_PER_BYTE, PEAK_CONSTANT, bytes.len());
     match judged.expect("a verdict") {
         Ok(accepted) => {
             assert_openmls_agrees(&accepted);
-            let again = validate(&accepted.bytes, &caller, &policy, now);
+            let again = validate(&accepted.bytes);
             assert_eq!(again.as_ref(), Ok(&accepted), "what is kept is what was judged");
             Verdict::Accepted
         }
