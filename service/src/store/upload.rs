@@ -40,6 +40,15 @@ struct Known {
     live: bool,
 }
 
+/// How a cipher suite of the pool stands before an upload.
+struct LiveCount {
+    cipher_suite: i32,
+    /// Packages that take room.
+    live: i64,
+    /// Whether some reached their not_after.
+    due: bool,
+}
+
 impl Store {
     /// Stores packages in the pool of `owner`, in one transaction; one outcome for each. Opens
     /// the pool if there is none. `pool_id` is a random number for that case.
@@ -78,19 +87,22 @@ impl Store {
             now: self.imposed_now(),
             transaction: &mut transaction,
         };
-        let due = upload.due_for_expiry().await?;
         if limits.replace_others {
             upload.lock_packages().await?;
         }
-        if limits.replace_others || !due.is_empty() {
-            upload.lock_suites().await?;
-        }
-        self.expire(upload.transaction, &due).await?;
-        let known = upload.known(packages).await?;
         // What is about to be revoked takes no room.
         let keep = limits.replace_others.then(|| signers(packages.iter().copied()));
-        let live = upload.live_counts(keep.as_deref()).await?;
-        let outcomes = decide(packages, &known, live, limits);
+        let counts = upload.counts(keep.as_deref()).await?;
+        let is_due = counts.iter().any(|suite| suite.due);
+        if limits.replace_others || is_due {
+            upload.lock_suites().await?;
+        }
+        if is_due {
+            let due = upload.due_for_expiry().await?;
+            self.expire(upload.transaction, &due).await?;
+        }
+        let known = upload.known(packages).await?;
+        let outcomes = decide(packages, &known, &counts, limits);
         upload.store(packages, &outcomes).await?;
         let mut revoked = None;
         if limits.replace_others {
@@ -148,7 +160,7 @@ struct Upload<'a, 'c> {
 }
 
 impl Upload<'_, '_> {
-    /// What reached its not_after makes room.
+    /// What reached its not_after is ended.
     async fn due_for_expiry(&mut self) -> Result<Vec<super::sweep::Due>, sqlx::Error> {
         sqlx::query_file_as!(
             super::sweep::Due,
@@ -207,25 +219,28 @@ impl Upload<'_, '_> {
         .await
     }
 
-    /// How many packages take room, of `keep` only when it is given.
-    async fn live_counts(
-        &mut self,
-        keep: Option<&[Signer]>,
-    ) -> Result<HashMap<i32, i64>, sqlx::Error> {
+    /// How many packages take room, of `keep` only when it is given, and whether some reached their
+    /// not_after: they take none.
+    async fn counts(&mut self, keep: Option<&[Signer]>) -> Result<Vec<LiveCount>, sqlx::Error> {
         let keys: Option<Vec<&[u8]>> =
             keep.map(|keep| keep.iter().map(|s| &s.signature_key_digest[..]).collect());
         let credentials: Option<Vec<Option<&[u8]>>> = keep.map(|keep| {
             keep.iter().map(|s| s.credential_digest.as_ref().map(|d| &d[..])).collect()
         });
-        let rows = sqlx::query!(
-            r#"SELECT cipher_suite, count(*) AS "live!" FROM package k
-               WHERE bucket = $1 AND pool_id = $2 AND revoked_at IS NULL
-                 -- What somebody had locked when the others were ended.
-                 AND not_after > coalesce($5::timestamptz, now())
-                 AND ($3::bytea[] IS NULL
-                      OR EXISTS (SELECT FROM unnest($3, $4::bytea[]) AS kept (s, c)
-                                 WHERE kept.s = k.signature_key_digest
-                                   AND kept.c = k.credential_digest))
+        sqlx::query_as!(
+            LiveCount,
+            r#"SELECT cipher_suite,
+                      count(*) FILTER (
+                          WHERE NOT x.due AND revoked_at IS NULL
+                            AND ($3::bytea[] IS NULL
+                                 OR EXISTS (SELECT FROM unnest($3, $4::bytea[]) AS kept (s, c)
+                                            WHERE kept.s = k.signature_key_digest
+                                              AND kept.c = k.credential_digest))) AS "live!",
+                      bool_or(x.due) AS "due!"
+               FROM package k
+               CROSS JOIN LATERAL
+                   (SELECT k.not_after <= coalesce($5::timestamptz, now()) AS due) x
+               WHERE bucket = $1 AND pool_id = $2
                GROUP BY cipher_suite"#,
             self.bucket,
             self.pool_id,
@@ -234,8 +249,7 @@ impl Upload<'_, '_> {
             self.now,
         )
         .fetch_all(&mut **self.transaction)
-        .await?;
-        Ok(rows.into_iter().map(|row| (row.cipher_suite, row.live)).collect())
+        .await
     }
 
     async fn store(
@@ -321,13 +335,15 @@ fn array_literal(numbers: &[i32]) -> String {
 fn decide(
     packages: &[&ValidatedKeyPackage],
     known: &[Known],
-    mut live: HashMap<i32, i64>,
+    counts: &[LiveCount],
     limits: UploadLimits,
 ) -> Vec<StoreOutcome> {
     let by_ref: HashMap<&[u8], &Known> =
         known.iter().map(|k| (&k.key_package_ref[..], k)).collect();
     let init_keys: HashSet<&[u8]> =
         known.iter().filter(|k| k.own).map(|k| &k.init_key_digest[..]).collect();
+    let mut live: HashMap<i32, i64> =
+        counts.iter().map(|suite| (suite.cipher_suite, suite.live)).collect();
     let mut room = |suite: CipherSuite| {
         let count = live.entry(i32::from(suite.0)).or_default();
         let room = *count < i64::from(limits.hard_cap);
