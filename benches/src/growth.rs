@@ -127,7 +127,7 @@ async fn churn(
     let mut faults = Sample::default();
     let mut pairs = 0;
     while pairs < arguments.churn() {
-        site.refill().await?;
+        site.refill(false).await?;
         let sample =
             site.adders(CONNECTIONS, Stretch::of(u64::MAX >> 1), Then::Spend, None).await?;
         pairs += sample.operations;
@@ -138,13 +138,13 @@ async fn churn(
             break;
         }
     }
-    site.refill().await?;
+    renew(&mut site).await?;
     println!("\nafter {pairs} pairs\n{}", sizes_of_tables(&site.database).await?);
     let (mut churned, mut unchurned) = (vec![faults], Vec::new());
     for round in 0..=arguments.rounds() {
         let sample = reserve(arguments.seconds(), fresh).await?;
         let after = reserve(arguments.seconds(), &mut site).await?;
-        site.refill().await?;
+        renew(&mut site).await?;
         if round > 0 {
             unchurned.push(sample);
             churned.push(after);
@@ -154,6 +154,14 @@ async fn churn(
     let mut row = Row::new("churn_reserve", CONNECTIONS, &churned, &unchurned).at(site.owners);
     row.faults.extend(faults);
     Ok(row)
+}
+
+/// Fills the pools in one upload each, as those that were never drawn from: of what comes in several, a
+/// Reserve knows less, and its pool is looked at sooner. Vacuums now what the server would while something
+/// is measured; the others are vacuumed as they are filled.
+async fn renew(site: &mut Site) -> anyhow::Result<()> {
+    site.refill(true).await?;
+    site.database.run(&["VACUUM (ANALYZE)".to_owned()]).await
 }
 
 /// The tables with their indexes and what is dead in them, the largest first.

@@ -72,12 +72,14 @@ impl Site {
         Ok(())
     }
 
-    /// Gives each owner as many packages as it had at first, in place of those that were drawn.
-    pub(crate) async fn refill(&mut self) -> anyhow::Result<()> {
+    /// Gives each owner as many packages as it had at first, in place of those that were drawn or, with
+    /// `all`, of all that it has.
+    pub(crate) async fn refill(&mut self, all: bool) -> anyhow::Result<()> {
         self.stretches += 1;
         sqlx::query(include_str!("../sql/refill.sql"))
             .bind(PACKAGES_EACH)
             .bind(i64::try_from(self.stretches)?)
+            .bind(all)
             .execute(&self.database.pool)
             .await?;
         self.stock = u64::from(self.owners) * DRAWS_EACH;

@@ -1,7 +1,9 @@
 -- What owners would upload who were told that their pools are low: every pool gets back to $1
 -- available packages, copies as in fill.sql. $2 sets the refs of this refill apart from all others.
+-- $3 every owner puts new packages in place of all that it has.
 WITH short AS MATERIALIZED (
-    SELECT u.bucket, u.pool_id, u.last_seq, $1::bigint - n.available AS missing
+    SELECT u.bucket, u.pool_id, u.last_seq,
+           CASE WHEN $3::bool THEN $1::bigint ELSE $1::bigint - n.available END AS missing
     FROM pool_suite u
     CROSS JOIN LATERAL (
         SELECT count(*) AS available
@@ -9,7 +11,10 @@ WITH short AS MATERIALIZED (
         WHERE k.bucket = u.bucket AND k.pool_id = u.pool_id AND k.cipher_suite = u.cipher_suite
           AND k.state = 'available'
     ) n
-    WHERE n.available < $1::bigint
+    WHERE $3::bool OR n.available < $1::bigint
+),
+gone AS (
+    DELETE FROM package WHERE $3::bool
 ),
 counted AS (
     UPDATE pool_suite u
