@@ -139,10 +139,9 @@ impl<'a> Unsigned<'a> {
     /// RFC 9420, sections 7.3 and 10.1: both signatures verify under the leaf's signature_key.
     fn check_signatures(&self) -> Result<(), Rejection> {
         let [leaf_node, key_package] = self.claims();
-        let broken = match (leaf_node.holds(), key_package.holds()) {
-            (true, true) => return Ok(()),
-            (false, _) => "the leaf node",
-            (true, false) => "the KeyPackage",
+        let both = [("the leaf node", leaf_node), ("the KeyPackage", key_package)];
+        let Some((broken, _)) = both.iter().find(|(_, claim)| !claim.holds()) else {
+            return Ok(());
         };
         let message = format!("the signature of {broken} does not verify");
         let key_package_ref = Some(self.validated.key_package_ref.clone());
